@@ -1,0 +1,42 @@
+"""Transformations, one a file; import them as ``sparsecc.passes``."""
+
+if __name__ != "sparsecc.passes":
+    raise ImportError(
+        f"import this package as sparsecc.passes, not as {__name__}: a second copy would be another registry"
+    )
+
+import importlib.metadata
+import warnings
+
+from sparsecc.passes.channel import ChannelPruning
+from sparsecc.passes.dead_channels import DeadChannelElimination
+from sparsecc.passes.depth import DepthPruning
+from sparsecc.passes.head import HeadPruning
+from sparsecc.transform import Pass
+
+#: name -> pass: what is in this folder
+PASSES: dict[str, type[Pass]] = {
+    p.__name__: p for p in (ChannelPruning, HeadPruning, DepthPruning, DeadChannelElimination)
+}
+
+
+def known() -> dict[str, type[Pass]]:
+    """Passes that recipes may name: those of this folder, and plug-ins (entry points ``sparsecc.passes``).
+
+    A plug-in that cannot be loaded is left out with a warning; it cannot take the place of a pass here.
+    """
+    found: dict[str, type[Pass]] = {}
+    for entry in importlib.metadata.entry_points(group="sparsecc.passes"):
+        try:
+            loaded = entry.load()
+        except Exception as error:  # a plug-in may fail in any way
+            warnings.warn(f"pass plug-in {entry.name!r} cannot be loaded: {error}", stacklevel=2)
+            continue
+        if isinstance(loaded, type) and issubclass(loaded, Pass):
+            found[entry.name] = loaded
+        else:
+            warnings.warn(f"pass plug-in {entry.name!r} is no Pass", stacklevel=2)
+    return {**found, **PASSES}
+
+
+__all__ = ["PASSES", "ChannelPruning", "DeadChannelElimination", "DepthPruning", "HeadPruning", "known"]

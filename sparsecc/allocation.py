@@ -1,0 +1,72 @@
+"""Which positions of which groups go: allocation of a share of removal over groups."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+import numpy as np
+
+from sparsecc.axes.analysis import Group
+from sparsecc.axes.terms import Keep
+from sparsecc.errors import InvalidOption
+from sparsecc.saliency import Saliency
+from sparsecc.saliency.magnitude import Scores
+from sparsecc.transform import keep_count
+
+Allocation = Literal["uniform", "global"]
+ALLOCATIONS: tuple[Allocation, ...] = ("uniform", "global")
+
+
+def allocate(
+    groups: Sequence[Group],
+    saliency: Saliency,
+    sparsity: float,
+    *,
+    allocation: Allocation = "uniform",
+    multiple_of: int = 1,
+    min_keep: int = 1,
+) -> dict[str, Keep]:
+    """Kept positions of every group.
+
+    ``uniform`` removes ``sparsity`` of each group; ``global`` ranks the positions of all groups
+    together and removes the least salient ones until that share of all positions is gone, never
+    leaving a group with fewer than ``min_keep``.  Ties are broken by position.
+    """
+    if allocation not in ALLOCATIONS:
+        raise InvalidOption(f"allocation {allocation!r} is not known; there are {', '.join(ALLOCATIONS)}")
+    if not groups or sparsity == 0:
+        return {}
+    scores = {g.name: saliency.of(g) for g in groups}
+    if allocation == "uniform":
+        counts = {
+            g.name: keep_count(g.size, sparsity, multiple_of=multiple_of, min_keep=min_keep) for g in groups
+        }
+    else:
+        counts = _global_counts(groups, scores, sparsity, multiple_of, min_keep)
+    return {g.name: top(scores[g.name], counts[g.name]) for g in groups}
+
+
+def top(scores: Scores, count: int) -> Keep:
+    """The ``count`` most salient positions; among equals the first ones."""
+    keep = np.zeros(len(scores), bool)
+    keep[np.argsort(-scores, kind="stable")[:count]] = True
+    return keep
+
+
+def _global_counts(
+    groups: Sequence[Group], scores: Mapping[str, Scores], sparsity: float, multiple_of: int, min_keep: int
+) -> dict[str, int]:
+    removable = []
+    for group in groups:
+        ranked = np.sort(scores[group.name], kind="stable")
+        spare = group.size - keep_count(group.size, 1 - 1e-12, multiple_of=multiple_of, min_keep=min_keep)
+        removable.append(ranked[:spare])
+    owner = np.repeat(np.arange(len(groups)), [len(r) for r in removable])
+    order = np.argsort(np.concatenate(removable), kind="stable")
+    budget = int(np.floor(sum(g.size for g in groups) * sparsity + 1e-9))
+    removed = np.bincount(owner[order[:budget]], minlength=len(groups))
+    return {
+        g.name: keep_count(g.size, removed[i] / g.size, multiple_of=multiple_of, min_keep=min_keep)
+        for i, g in enumerate(groups)
+    }

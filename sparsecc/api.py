@@ -1,0 +1,314 @@
+"""The public functions; the only place that joins the core with passes and targets."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import sparsecc.targets  # noqa: F401  (fills the table of targets)
+from sparsecc.apply import check_fits
+from sparsecc.axes.analysis import Analysis
+from sparsecc.compiled import Built, Compiled, load
+from sparsecc.errors import InvalidOption, TargetRefused
+from sparsecc.lowered import certify_artifact, check_lowered, lowered
+from sparsecc.passes import ChannelPruning, DeadChannelElimination, HeadPruning, known
+from sparsecc.pipeline import Progress, Pruned, decide, finish, open_subject, run, silent
+from sparsecc.plan import Plan
+from sparsecc.recipe import Recipe, steps
+from sparsecc.saliency import Saliency, criterion
+from sparsecc.subject import Arguments, Subject
+from sparsecc.target import Executor, TargetTable, require_accepted, resolve
+from sparsecc.target import targets as _targets
+from sparsecc.transform import Pass, check_share
+from sparsecc.verification import Certificate, certify
+
+__all__ = ["Compiled", "Pruned", "analyze", "compile", "load", "prune", "slim", "targets", "verify"]
+
+
+def prune(
+    model: Any,
+    example_inputs: Any = None,
+    *,
+    recipe: Recipe | None = None,
+    sparsity: float | None = None,
+    saliency: str = "l2",
+    reduction: str = "sum",
+    normaliser: str = "none",
+    allocation: str = "uniform",
+    include: Iterable[Any] = (),
+    exclude: Iterable[Any] = (),
+    multiple_of: int = 1,
+    min_keep: int = 1,
+    seed: int = 0,
+    dynamic_shapes: Any = None,
+    latency: bool = False,
+    verify: bool = True,
+    progress: Progress = silent,
+) -> Pruned:
+    """A smaller copy of a model, verified to compute what the masked original computes.
+
+    ``model``: an nn.Module (with ``example_inputs``: a tuple of positional or a dict of keyword
+    inputs), GraphModule, ExportedProgram, or an ONNX path, bytes, ModelProto, onnx_ir.Model or
+    graphsurgeon Graph.  ``sparsity`` alone removes that share of the positions of every prunable
+    group: channels, neurons, residual widths, heads and head dimensions.  ``recipe`` (passes or
+    their text form) says more; ``include`` and ``exclude`` take name patterns, modules and module
+    types.  ``seed`` makes random saliency reproducible.  ``latency`` measures both models on this
+    machine.  ``progress`` is told the name of each stage as it begins.
+
+    Raises InvalidOption, InvalidModel, UnsupportedModel, and VerificationFailed where the result
+    is not what it should be; the model given is never changed.
+
+    >>> import torch
+    >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+    >>> result = prune(net, (torch.randn(2, 8),), sparsity=0.5)
+    >>> result.model[0].weight.shape, result.certificate.status
+    (torch.Size([8, 8]), 'VERIFIED')
+    """
+    names = partial(_patterns, model)
+    chosen = criterion(saliency, seed=seed)
+    if recipe is None:
+        share = 0.5 if sparsity is None else sparsity
+        check_share("sparsity", share)
+        common: dict[str, Any] = {
+            "sparsity": share,
+            "allocation": allocation,
+            "include": names(include),
+            "exclude": names(exclude),
+            "multiple_of": multiple_of,
+            "min_keep": min_keep,
+        }
+        passes: list[Pass] = [ChannelPruning(**common), HeadPruning(**common, head_dims=True)]
+    else:
+        given = {
+            "sparsity": sparsity is not None,
+            "include": bool(include),
+            "exclude": bool(exclude),
+            "allocation": allocation != "uniform",
+            "multiple_of": multiple_of != 1,
+            "min_keep": min_keep != 1,
+        }
+        if double := [name for name, there in given.items() if there]:
+            raise InvalidOption(
+                f"give either a recipe or {', '.join(double)}: with a recipe, these are options of its passes"
+            )
+        passes = steps(recipe, known())
+
+    def scores(analysis: Analysis) -> Saliency:
+        return Saliency(analysis, chosen, reduction=reduction, normaliser=normaliser)
+
+    return run(
+        model,
+        example_inputs,
+        passes,
+        verify=verify,
+        saliency=scores,
+        dynamic_shapes=dynamic_shapes,
+        latency=latency,
+        progress=progress,
+    )
+
+
+def slim(
+    model: Any,
+    example_inputs: Any = None,
+    *,
+    dynamic_shapes: Any = None,
+    latency: bool = False,
+    verify: bool = True,
+    progress: Progress = silent,
+) -> Pruned:
+    """Remove what never matters (channels that are zero or constant); the result equals the original.
+
+    Takes and raises what ``prune`` does; needs no criterion and no data.
+    """
+    return run(
+        model,
+        example_inputs,
+        [DeadChannelElimination()],
+        verify=verify,
+        dynamic_shapes=dynamic_shapes,
+        latency=latency,
+        progress=progress,
+    )
+
+
+def analyze(model: Any, example_inputs: Any = None, *, dynamic_shapes: Any = None) -> Analysis:
+    """Coupled groups and frozen axes (with reasons) of a model; also of one on the meta device.
+
+    >>> import torch
+    >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+    >>> [str(group) for group in analyze(net, (torch.randn(2, 8),)).groups]
+    ['0.weight[0]: 16 channel positions in 0.weight[0], 0.bias[0], 2.weight[1]']
+    """
+    return open_subject(model, example_inputs, dynamic_shapes=dynamic_shapes).analysis
+
+
+def verify(
+    original: Any,
+    result: Any,
+    example_inputs: Any = None,
+    *,
+    plan: Plan | None = None,
+    progress: Progress = silent,
+) -> Certificate:
+    """Check a result against the model that it was made from, independently of how it was made.
+
+    ``result`` is a ``Pruned``, a ``Compiled``, or a model with the ``plan`` that made it; without a plan
+    the two models must compute the same.  Does not raise for a difference: see ``Certificate.require``.
+    Raises PlanConflict where the plan is for another model.
+    """
+    if isinstance(result, (Pruned, Compiled)):
+        plan = result.plan
+    progress("capture")
+    subject = open_subject(original, example_inputs)
+    if plan is None:
+        plan = Plan(dialect=subject.dialect, mode="slim")
+    check_fits(plan, subject)
+    progress("verify")
+    if isinstance(result, Compiled):
+        executor = resolve(result.artifact.target)[0].executor(result.artifact)
+        return certify_artifact(subject, plan, result.artifact, executor)
+    adopted = subject.adopt(result.model if isinstance(result, Pruned) else result, plan)
+    return certify(subject, adopted, subject.kept(plan))
+
+
+def compile(
+    model: Any,
+    example_inputs: Any = None,
+    *,
+    target: str = "cpu",
+    recipe: Recipe | None = None,
+    dynamic_shapes: Any = None,
+    latency: bool = False,
+    verify: bool = True,
+    progress: Progress = silent,
+) -> Compiled:
+    """Compile a model for a target; ``recipe`` says what to prune first.
+
+    Without a recipe only channels that never matter are removed, and a pattern in the target is
+    applied to layers that lack it.  A bare nn.Module without example inputs is compiled at its first
+    call.  ``latency`` measures the original against the artifact.  Raises what ``prune`` raises,
+    TargetUnavailable and TargetRefused.
+
+    >>> import torch
+    >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+    >>> compiled = compile(net, (torch.randn(2, 8),), target="cpu", recipe="ChannelPruning(sparsity=0.5)")
+    >>> compiled(torch.randn(3, 8)).shape
+    torch.Size([3, 4])
+    """
+    import torch
+
+    resolve(target)  # an unknown target is an error before anything is captured
+    passes = _passes_for(target, recipe)
+    build = partial(
+        _build,
+        model,
+        target=target,
+        passes=passes,
+        dynamic_shapes=dynamic_shapes,
+        latency=latency,
+        verify=verify,
+        progress=progress,
+    )
+    if isinstance(model, torch.nn.Module) and example_inputs is None:
+
+        def first_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Built:
+            if args and kwargs:
+                raise InvalidOption("give all inputs of the first call by position, or all by keyword")
+            return build(kwargs if kwargs else args)
+
+        return Compiled(None, first_call)
+    return Compiled(build(example_inputs))
+
+
+def targets() -> TargetTable:
+    """Every known target, what it offers, and whether it can be used here."""
+    return _targets()
+
+
+def _passes_for(target: str, recipe: Recipe | None) -> list[Pass]:
+    _, spec = resolve(target)
+    if recipe is not None:
+        return steps(recipe, known())
+    if spec.pattern is not None:
+        raise TargetRefused(f"target {target!r}: there is no pass for the pattern {spec.pattern} yet")
+    return [DeadChannelElimination()]
+
+
+def _build(
+    model: Any,
+    example_inputs: Any,
+    *,
+    target: str,
+    passes: Sequence[Pass],
+    dynamic_shapes: Any,
+    latency: bool,
+    verify: bool,
+    progress: Progress,
+) -> Built:
+    back_end, spec = resolve(target)
+    progress("capture")
+    subject: Subject = open_subject(model, example_inputs, dynamic_shapes=dynamic_shapes)
+    require_accepted(back_end, spec, subject.view)
+    progress("analyse")
+    analysis = subject.analysis
+    progress("plan")
+    plan = decide(analysis, passes)
+    result = finish(subject, plan, verify=verify, progress=progress)
+    progress("lower")
+    model_file, signature = lowered(result)
+    artifact = back_end.build(
+        model_file,
+        spec,
+        signature=signature,
+        recipe=result.plan.recipe,
+        report=result.report.to_json(),
+        certificate=result.certificate.to_json(),
+        members=result.plan.members(),
+    )
+    certificate, report = result.certificate, result.report
+    executor = back_end.executor(artifact)
+    if verify:
+        progress("check")
+        certificate = check_lowered(result, model_file, executor)
+        certificate.require()
+    if latency:
+        progress("time")
+        report = report.timed(subject, partial(_call, executor))
+    manifest = {**artifact.manifest, "certificate": certificate.to_json(), "report": report.to_json()}
+    for note in report.notes:
+        print(f"sparsecc: {note}", file=sys.stderr)
+    return Built(replace(artifact, manifest=manifest), result.plan, certificate, report)
+
+
+def _call(executor: Executor, arguments: Arguments) -> AbstractContextManager[Callable[[], object]]:
+    args, kwargs = arguments
+    return nullcontext(partial(executor, *args, **kwargs))
+
+
+def _patterns(model: Any, items: Iterable[Any]) -> tuple[str, ...]:
+    """Name patterns from patterns, modules and module types."""
+    import torch
+
+    from sparsecc.fx.capture import unwrap
+
+    found: list[str] = []
+    for item in (items,) if isinstance(items, (str, type, torch.nn.Module)) else items:
+        if isinstance(item, str):
+            found.append(item)
+            continue
+        if not isinstance(model, torch.nn.Module):
+            raise InvalidOption(f"{item!r} selects in an nn.Module; give name patterns here")
+        modules: dict[str, torch.nn.Module] = dict(unwrap(model)[0].named_modules())
+        kind = item if isinstance(item, type) else ()
+        hits = {n: m for n, m in modules.items() if m is item or isinstance(m, kind)}
+        weighty = [n for n, m in hits.items() if next(m.parameters(), None) is not None]
+        if not weighty:
+            lack = "there without parameters" if hits else "not part of the model"
+            raise InvalidOption(f"{item!r} selects nothing: it is {lack}")
+        found.extend(n or "*" for n in weighty)
+    return tuple(found)

@@ -1,0 +1,249 @@
+"""What follows from the solved axis terms: coupled groups, frozen axes, and what a choice entails."""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from sparsecc.axes.solver import Solver
+from sparsecc.axes.terms import Keep, Reason, Term, atoms, expand_mask, keep_mask, resolve
+from sparsecc.errors import UnsupportedModel
+from sparsecc.graph import Call, Value, View
+
+GroupKind = Literal["channel", "head", "head_dim"]
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """One axis of one parameter that holds positions of a group."""
+
+    weight: str
+    axis: int
+
+    def __str__(self) -> str:
+        return f"{self.weight}[{self.axis}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Positions that can only be removed together, in every parameter that holds them.
+
+    ``residual``: later layers write to positions that earlier layers have read already (residual sums,
+    squeeze-and-excitation gates).
+    """
+
+    name: str
+    size: int
+    kind: GroupKind
+    members: tuple[Member, ...]
+    term: Term = field(repr=False, compare=False)
+    residual: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.size} {self.kind} positions in {', '.join(map(str, self.members))}"
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """Positions of a parameter that stay, and why."""
+
+    weight: str
+    axis: int
+    size: int
+    reason: Reason
+
+    def __str__(self) -> str:
+        return f"{self.weight}[{self.axis}] ({self.size}): {self.reason}"
+
+
+class Analysis:
+    """Coupled groups and frozen axes of a captured model.
+
+    ``groups`` lists what may be removed, ``frozen`` what may not, with reasons.  Printing an
+    analysis shows both as tables.
+    """
+
+    def __init__(self, view: View) -> None:
+        self.view = view
+        self.solver = Solver(view)
+        self.groups, self.frozen = self._collect()
+        self._by_name = {group.name: group for group in self.groups}
+
+    def group(self, name: str) -> Group:
+        """The group of that name; KeyError lists the names there are."""
+        try:
+            return self._by_name[name]
+        except KeyError:
+            raise KeyError(f"no group {name!r}; there are: {', '.join(self._by_name)}") from None
+
+    def restricted(self, groups: Iterable[Group]) -> Analysis:
+        """The same analysis with only some of its groups."""
+        out = copy.copy(self)
+        out.groups = list(groups)
+        return out
+
+    def _collect(self) -> tuple[list[Group], list[Frozen]]:
+        members: dict[Term, list[Member]] = {}
+        names: dict[Term, str] = {}
+        frozen: list[Frozen] = []
+        for weight, value in self.view.weights.items():
+            if weight not in self.view.parameters:
+                continue
+            for axis, term in enumerate(self.solver.axes[value]):
+                found = [a for a in atoms(term) if a.size > 1]
+                for place, part in enumerate(found):
+                    if part.frozen is not None:
+                        frozen.append(Frozen(weight, axis, part.size, part.frozen))
+                        continue
+                    members.setdefault(part, []).append(Member(weight, axis))
+                    suffix = f".{place}" if len(found) > 1 else ""
+                    names.setdefault(part, f"{weight}[{axis}]{suffix}")
+        kinds = self._kinds()
+        residual = self._residual()
+        groups = [
+            Group(names[t], t.size, kinds.get(t, "channel"), tuple(found), t, t in residual)
+            for t, found in members.items()
+        ]
+        return groups, frozen
+
+    def _kinds(self) -> dict[Term, GroupKind]:
+        """Heads are free batch positions of products of activations; head dims run inside them."""
+        kinds: dict[Term, GroupKind] = {}
+        for note in self.solver.attentions:
+            heads = [a for t in note.batch for a in atoms(t) if a.frozen is None and a.size > 1]
+            if not heads:
+                continue
+            for inner in (*atoms(note.contracted), *atoms(note.carried)):
+                kinds.setdefault(inner, "head_dim")
+            for head in heads:
+                kinds[head] = "head"
+        return kinds
+
+    def _residual(self) -> set[Term]:
+        """Atoms that some contraction reads before another one writes them."""
+        read: dict[Term, int] = {}
+        written: dict[Term, int] = {}
+        solver = self.solver
+        for place, call in enumerate(self.view.calls):
+            facts = solver.facts.get(call)
+            if facts is None or not facts.contractions:
+                continue
+            for index, dim in facts.contractions:
+                for part in atoms(solver.of(call, index)[dim]):
+                    read.setdefault(part, place)
+            carried = {
+                a
+                for v in call.inputs
+                if v is not None and v.kind in ("node", "input")
+                for t in solver.axes[v]
+                for a in atoms(t)
+            }
+            for value in call.outputs:
+                for term in solver.axes[value]:
+                    written.update((part, place) for part in atoms(term) if part not in carried)
+        return {part for part, place in written.items() if read.get(part, place) < place}
+
+    # -- consequences of a choice --------------------------------------------------------------
+
+    def keeps(self, kept: Mapping[str, Keep]) -> Keeps:
+        """The choice ``group name -> mask`` as something that axes can be asked about."""
+        return Keeps(self, {resolve(self.group(n).term): np.asarray(m, bool) for n, m in kept.items()})
+
+    def axes(self, value: Value) -> tuple[Term, ...]:
+        """Axis terms of a value (fresh per use for constants: see ``operand``)."""
+        return self.solver.axes[value]
+
+    def __str__(self) -> str:
+        from sparsecc.report import analysis_text
+
+        return analysis_text(self)
+
+
+class Keeps:
+    """Kept positions of every axis, given kept positions of some groups."""
+
+    def __init__(self, analysis: Analysis, chosen: dict[Term, Keep]) -> None:
+        self.analysis = analysis
+        self.chosen = {t: m for t, m in chosen.items() if not m.all()}
+        self._memo: dict[int, Keep | None] = {}
+        self._sizes: dict[Term, int] = {}
+
+    def mask(self, term: Term) -> Keep | None:
+        """Kept positions of an axis, or None where all stay."""
+        return keep_mask(term, self.chosen, self._memo)
+
+    def count(self, term: Term) -> int:
+        """How many positions of an axis stay."""
+        mask = self.mask(term)
+        return resolve(term).size if mask is None else int(mask.sum())
+
+    def masks(self, axes: Iterable[Term]) -> list[Keep | None]:
+        """Masks of several axes."""
+        return [self.mask(t) for t in axes]
+
+    def operand(self, call: Call, index: int, shape: Sequence[int] | None = None) -> list[Keep | None]:
+        """Masks of an operand of a call; with ``shape``, for a tensor of these actual sizes."""
+        value = call.inputs[index]
+        if value is None or (value.kind != "const" and value not in self.analysis.solver.axes):
+            return []
+        return self.fitted(self.analysis.solver.of(call, index), shape)
+
+    def value(self, value: Value, shape: Sequence[int] | None = None) -> list[Keep | None]:
+        """Masks of a computed value; with ``shape``, for a tensor of these actual sizes."""
+        return self.fitted(self.analysis.solver.axes[value], shape)
+
+    # -- actual sizes: those of dynamic axes differ from the view's ------------------------------
+
+    def fitted(self, axes: Sequence[Term], shape: Sequence[int] | None) -> list[Keep | None]:
+        """Masks of the axes of a tensor, which also tells how long dynamic axes are in this run.
+
+        Raises UnsupportedModel where a pruned axis has dynamic factors that no tensor showed alone.
+        """
+        if shape is None:
+            return self.masks(axes)
+        if len(axes) != len(shape):
+            raise UnsupportedModel(
+                f"a value has {len(shape)} axes in this run, and {len(axes)} in the graph; the shapes that "
+                "the model declares are wrong, export it again"
+            )
+        for term, size in zip(axes, shape, strict=True):
+            root = resolve(term)
+            if root.kind == "atom" and root.size != size:
+                self._sizes[root] = size
+        return [self._fitted(t, n) for t, n in zip(axes, shape, strict=True)]
+
+    def _fitted(self, term: Term, size: int) -> Keep | None:
+        mask = self.mask(term)
+        if mask is None or len(mask) == size:
+            return mask
+        full = expand_mask(term, self.chosen, self._sizes)
+        if len(full) != size:
+            raise UnsupportedModel(
+                f"an axis {resolve(term)!r} of {size} positions is pruned, but the sizes of its dynamic "
+                "factors are not known; capture the model with static sizes, or exclude the groups on this "
+                "axis"
+            )
+        return full
+
+
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Whether a dotted name matches a glob such as ``layer1.*`` or is below it.
+
+    ``*`` stands for any run of characters; a pattern also matches everything inside what it names.
+    """
+    return any(_compiled(p).fullmatch(name) is not None for p in patterns)
+
+
+_CACHE: dict[str, re.Pattern[str]] = {}
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
+    if pattern not in _CACHE:
+        body = ".*".join(re.escape(part) for part in pattern.split("*"))
+        _CACHE[pattern] = re.compile(rf"{body}(\..*|/.*|\[.*)?")
+    return _CACHE[pattern]

@@ -1,0 +1,52 @@
+"""Axis rules of reductions, softmax and operators that return or depend on positions."""
+
+from __future__ import annotations
+
+from sparsecc.axes.registry import rule
+from sparsecc.axes.solver import Solver
+from sparsecc.axes.terms import Term, atom, resolve
+from sparsecc.graph import Call
+
+
+@rule("reduce")
+def reduce(s: Solver, c: Call) -> list[list[Term]]:
+    """x[*,*D,*] -> y[*,*] or y[*,1,*] (sum, mean, max, var, norms, logsumexp)"""
+    x = s.of(c, 0)
+    dims = {d % len(x) for d in c.attrs["dims"]} if x else set()
+    for dim in sorted(dims):
+        if resolve(x[dim]).size > 1:
+            s.reduce(c, 0, dim)
+    keepdim = c.attrs["keepdim"]
+    return [
+        [atom(1) if d in dims else t for d, t in enumerate(x) if keepdim or d not in dims] for _ in c.outputs
+    ]
+
+
+@rule("softmax")
+def softmax(s: Solver, c: Call) -> list[Term]:
+    """x[*,D,*] -> y[*,D,*], normalised over D (softmax, log_softmax, l2 normalisation)"""
+    x = s.of(c, 0)
+    for dim in c.attrs["dims"]:
+        if resolve(x[dim]).size > 1:
+            s.reduce(c, 0, dim)
+    return list(x)
+
+
+@rule("ordered")
+def ordered(s: Solver, c: Call) -> list[list[Term]]:
+    """x[*,D,*] -> y along whose D order matters (cumsum, topk, sort, argmax, one_hot)"""
+    x = s.of(c, 0)
+    dims = {d % len(x) for d in c.attrs["dims"]} if x else set()
+    for dim in dims:
+        s.freeze(x[dim], "order matters", "reads positions along this axis")
+    out: list[list[Term]] = []
+    for value in c.outputs:
+        same_rank = len(value.shape) == len(x)
+        rest = list(x) if same_rank else [t for d, t in enumerate(x) if d not in dims]
+        out.append(
+            [
+                t if resolve(t).size == n else s.frozen(n, "order matters", "puts out this axis")
+                for t, n in zip(rest, value.shape, strict=True)
+            ]
+        )
+    return out

@@ -1,0 +1,270 @@
+"""Runs the axis rules over a view and keeps what they state."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from sparsecc.axes.registry import RULES
+from sparsecc.axes.terms import (
+    Reason,
+    Term,
+    atom,
+    concat,
+    freeze,
+    product,
+    resolve,
+    split_concat,
+    split_product,
+    unify,
+)
+from sparsecc.graph import Call, Value, View
+
+Axes = tuple[Term, ...]
+
+
+@dataclass(slots=True)
+class Facts:
+    """What a rule stated about one call, for masked semantics and for the editors.
+
+    ``contractions`` and ``reductions`` are (operand, dim) pairs.  ``sizes`` maps an attribute to
+    the terms whose kept counts give its new value: a list gives a list, a tuple inside a list is
+    summed.  ``pins`` are values that must stay what they were although the size that they derive
+    from changes: attribute -> (value, term).
+    """
+
+    contractions: list[tuple[int, int]] = field(default_factory=list)
+    reductions: list[tuple[int, int]] = field(default_factory=list)
+    sizes: dict[str, list[tuple[Term, ...]] | tuple[Term, ...]] = field(default_factory=dict)
+    pins: dict[str, tuple[object, Term]] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Attention:
+    """A product of two activations: batch axes (heads), contracted axis, carried value axis."""
+
+    batch: tuple[Term, ...]
+    contracted: Term
+    carried: Term
+
+
+class Solver:
+    """Axes of every value of a view, found by running each call's rule once, in order."""
+
+    def __init__(self, view: View) -> None:
+        self.view = view
+        self.axes: dict[Value, Axes] = {}
+        self.facts: dict[Call, Facts] = {}
+        self.operands: dict[tuple[Call, int], Axes] = {}
+        self.attentions: list[Attention] = []
+        self._static: set[Value] = set()
+        self._call: Call | None = None
+        self._solve()
+
+    # -- what rules use ---------------------------------------------------------------------
+
+    def of(self, call: Call, index: int) -> Axes:
+        """Axes of an operand; constants get fresh ones for every use."""
+        value = call.inputs[index]
+        if value is None:
+            raise ValueError(f"operand {index} of {call.name} is absent")
+        known = self.operands.get((call, index))
+        if known is not None:
+            return known
+        if value.kind == "const":
+            axes = self._fresh(value)
+            if value.weight is None:
+                for term in axes:
+                    freeze(
+                        term,
+                        Reason("computed constant", f"{value.name!r} is computed from sizes and constants"),
+                    )
+            self.operands[call, index] = axes
+            return axes
+        return self.axes[value]
+
+    def has(self, call: Call, index: int) -> bool:
+        """Whether an operand is present."""
+        return index < len(call.inputs) and call.inputs[index] is not None
+
+    def equal(self, left: Term, right: Term) -> Term:
+        """State that two axes are the same; freezes both where they have no common form."""
+        if not unify(left, right):
+            reason = self.reason(
+                "no common refinement", f"joins axes {resolve(left)!r} and {resolve(right)!r}"
+            )
+            freeze(left, reason)
+            freeze(right, reason)
+        return left
+
+    def freeze(self, term: Term, kind: str, text: str) -> None:
+        """Forbid removal along an axis, with the current call in the message."""
+        freeze(term, self.reason(kind, text))
+
+    def frozen(self, size: int, kind: str, text: str) -> Term:
+        """A fresh axis along which nothing may be removed."""
+        term = atom(size)
+        freeze(term, self.reason(kind, text))
+        return term
+
+    def reason(self, kind: str, text: str) -> Reason:
+        """A reason that names the call being analysed."""
+        where = self._call.describe() if self._call is not None else "graph"
+        return Reason(kind, f"{where} {text}")
+
+    def factors(self, term: Term, sizes: Sequence[int]) -> list[Term]:
+        """``term`` as a product of the given sizes; freezes it where that cannot be."""
+        parts = split_product(term, sizes)
+        if parts is None:
+            shape = " x ".join(map(str, sizes))
+            self.freeze(term, "no common refinement", f"splits axis {resolve(term)!r} into {shape}")
+            parts = [self.frozen(size, "no common refinement", "split a frozen axis") for size in sizes]
+        return parts
+
+    def pieces(self, term: Term, sizes: Sequence[int]) -> list[Term]:
+        """``term`` as a concatenation of the given sizes; freezes it where that cannot be."""
+        parts = split_concat(term, sizes)
+        if parts is None:
+            shape = " + ".join(map(str, sizes))
+            self.freeze(term, "no common refinement", f"cuts axis {resolve(term)!r} into {shape}")
+            parts = [self.frozen(size, "no common refinement", "cut a frozen axis") for size in sizes]
+        return parts
+
+    def contract(self, call: Call, index: int, dim: int) -> None:
+        """The call sums products over ``dim`` of operand ``index``."""
+        axes = self.of(call, index)
+        dim %= len(axes)
+        if self._is_static(call):
+            self.freeze(axes[dim], "parameters only", "contracts over an axis of parameters alone")
+        self._facts(call).contractions.append((index, dim))
+
+    def reduce(self, call: Call, index: int, dim: int) -> None:
+        """The call reduces over ``dim`` of operand ``index`` (mean, norm, softmax, ...)."""
+        axes = self.of(call, index)
+        dim %= len(axes)
+        if self._is_static(call):
+            self.freeze(axes[dim], "parameters only", "reduces over an axis of parameters alone")
+        self._facts(call).reductions.append((index, dim))
+
+    def size(self, call: Call, name: str, terms: list[tuple[Term, ...]] | tuple[Term, ...]) -> None:
+        """Attribute ``name`` of the call is the kept count of ``terms``."""
+        self._facts(call).sizes[name] = terms
+
+    def pin(self, call: Call, name: str, value: object, term: Term) -> None:
+        """Attribute ``name`` must be written out as ``value`` once ``term`` is pruned."""
+        self._facts(call).pins[name] = (value, term)
+
+    def broadcast(self, call: Call, operands: Sequence[Axes], shape: Sequence[int]) -> list[Term]:
+        """Axes of the broadcast of ``operands``; axes of size 1 are free."""
+        out: list[Term] = []
+        rank = len(shape)
+        for dim, size in enumerate(shape):
+            found: Term | None = None
+            for axes in operands:
+                k = dim - rank + len(axes)
+                if k < 0 or resolve(axes[k]).size != size or (size == 1):
+                    continue
+                found = axes[k] if found is None else self.equal(found, axes[k])
+            out.append(found if found is not None else atom(size))
+        return out
+
+    # -- the run ----------------------------------------------------------------------------
+
+    def _facts(self, call: Call) -> Facts:
+        return self.facts.setdefault(call, Facts())
+
+    def _is_static(self, call: Call) -> bool:
+        return all(v is None or v in self._static or v.kind in ("const", "weight") for v in call.inputs)
+
+    def _fresh(self, value: Value) -> Axes:
+        label = value.weight or value.name
+        axes = tuple(atom(n, f"{label}[{i}]") for i, n in enumerate(value.shape))
+        for dim, term in enumerate(axes):
+            if value.is_dynamic(dim):
+                freeze(term, Reason("dynamic", f"dimension {dim} of {label!r} is dynamic"))
+        return axes
+
+    def _solve(self) -> None:
+        for value in self.view.inputs:
+            self.axes[value] = self._fresh(value)
+            for dim, term in enumerate(self.axes[value]):
+                freeze(term, Reason("graph input", f"dimension {dim} of graph input {value.name!r}"))
+        for value in self.view.weights.values():
+            self.axes[value] = self._fresh(value)
+        for call in self.view.calls:
+            self._visit(call)
+        self._call = None
+        self._freeze_unread()
+        for value in self.view.outputs:
+            for axes in self._all_axes(value):
+                for dim, term in enumerate(axes):
+                    freeze(term, Reason("graph output", f"dimension {dim} of graph output {value.name!r}"))
+
+    def _freeze_unread(self) -> None:
+        """Weights of branches that the example did not take: what they must fit is not known."""
+        read = {value for call in self.view.calls for value in call.inputs}
+        for name, value in self.view.weights.items():
+            if value not in read:
+                for term in self.axes[value]:
+                    freeze(term, Reason("unread", f"no operator of the captured graph reads {name!r}"))
+
+    def _all_axes(self, value: Value) -> list[Axes]:
+        """Axes of a value, for a constant those of every use."""
+        if value.kind != "const":
+            return [self.axes[value]] if value in self.axes else []
+        return [axes for (call, index), axes in self.operands.items() if call.inputs[index] is value]
+
+    def _visit(self, call: Call) -> None:
+        self._call = call
+        function = RULES.get(call.op)
+        outputs: Sequence[Sequence[Term]] | None = None
+        if function is None:
+            self.give_up(call, "unknown operator", unknown_operator(call))
+        else:
+            try:
+                result = function(self, call)
+                outputs = [result] if len(call.outputs) == 1 and _is_axes(result) else result
+                outputs = self._checked(call, outputs)
+            except (LookupError, ValueError, TypeError, ArithmeticError, AttributeError) as error:
+                outputs = None
+                self.give_up(call, "rule failed", f"is used in a way that its rule does not cover: {error}")
+        if outputs is not None:
+            for value, axes in zip(call.outputs, outputs, strict=True):
+                self.axes[value] = tuple(axes)
+        if self._is_static(call):
+            self._static.update(call.outputs)
+
+    def _checked(self, call: Call, outputs: Sequence[Sequence[Term]]) -> Sequence[Sequence[Term]]:
+        """A rule must describe the shapes that the graph has."""
+        if len(outputs) != len(call.outputs):
+            raise ValueError(f"{len(outputs)} results for {len(call.outputs)} outputs")
+        for value, axes in zip(call.outputs, outputs, strict=True):
+            sizes = tuple(resolve(t).size for t in axes)
+            if sizes != tuple(value.shape):
+                raise ValueError(f"axes {sizes} for {value.name!r} of shape {tuple(value.shape)}")
+        return outputs
+
+    def give_up(self, call: Call, kind: str, text: str) -> None:
+        """Freeze every axis that the call touches; its outputs get fresh frozen axes."""
+        self.facts.pop(call, None)
+        for index, value in enumerate(call.inputs):
+            if value is not None and (value.kind == "const" or value in self.axes):
+                for term in self.of(call, index):
+                    self.freeze(term, kind, text)
+        for value in call.outputs:
+            self.axes[value] = tuple(self.frozen(n, kind, text) for n in value.shape)
+
+
+def unknown_operator(call: Call) -> str:
+    """The message for an operator without a rule, which says how to add one."""
+    return (
+        "has no axis rule, so every axis that it touches stays whole; "
+        f"add one with @sparsecc.axes.rule({call.op!r})"
+    )
+
+
+def _is_axes(result: object) -> bool:
+    return isinstance(result, (list, tuple)) and all(isinstance(t, Term) for t in result)
+
+
+__all__ = ["Attention", "Axes", "Facts", "Solver", "concat", "product"]

@@ -1,0 +1,38 @@
+"""Every error that sparsecc raises on purpose.
+
+A message says what is wrong, where (node, parameter, source line or file) and what to do about it.
+"""
+
+from __future__ import annotations
+
+
+class SparseccError(Exception):
+    """Base of all errors raised by sparsecc; nothing was written and no input was changed."""
+
+
+class UnsupportedModel(SparseccError):
+    """The model is valid, but sparsecc cannot capture or represent it."""
+
+
+class InvalidOption(SparseccError, ValueError):
+    """An option has a value outside its domain."""
+
+
+class InvalidModel(SparseccError, ValueError):
+    """A model file or graph is malformed, truncated or hostile."""
+
+
+class PlanConflict(SparseccError):
+    """A plan does not fit the model that it is applied to, or contradicts itself."""
+
+
+class TargetRefused(SparseccError):
+    """The target exists, but cannot run this model; every refusal is listed."""
+
+
+class TargetUnavailable(SparseccError):
+    """The target is unknown, or what it needs is not installed."""
+
+
+class VerificationFailed(SparseccError):
+    """The result does not compute what it should; nothing was written."""

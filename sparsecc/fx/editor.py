@@ -1,0 +1,282 @@
+"""Applies a plan to a captured program: a new graph with new sizes, and the weights beside it."""
+
+from __future__ import annotations
+
+import copy
+import operator
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch.fx import Graph, Node
+
+from sparsecc.errors import PlanConflict
+from sparsecc.fx.capture import Program
+from sparsecc.fx.ops import _BOUND, bind
+from sparsecc.fx.sharing import may_alias, written
+from sparsecc.fx.weights import WeightActions
+from sparsecc.plan import Bypass, Plan, SetAttr, SetShape
+
+
+def edit(program: Program, plan: Plan) -> Program:
+    """A program with the plan applied; the original graph and weights are left as they were.
+
+    Raises PlanConflict where the plan names a node that the program lacks.
+    """
+    actions = WeightActions(plan)
+    graph = Graph()
+    env: dict[Node, Node] = {}
+    result = graph.graph_copy(program.graph, env)
+    graph.output(result)
+    for old, new in env.items():
+        new.meta = old.meta
+    nodes = {old.name: new for old, new in env.items()}
+    weights = {
+        n: actions.edit(n, t).requires_grad_(t.requires_grad) if actions.touches(n) else t
+        for n, t in program.weights.items()
+    }
+    weight_of = {nodes[n].name: w for n, w in program.weight_of.items()}
+    for (name, node, operand), takes in actions.uses.items():
+        _own_constant(graph, nodes, weights, weight_of, (name, node, operand), takes, program)
+    for action in plan.actions:
+        if isinstance(action, (SetShape, SetAttr)):
+            target = _node(nodes, action.node)
+            if isinstance(action, SetShape):
+                _set_shape(target, action)
+            else:
+                _set_attr(target, action)
+    _bypass(nodes, list(plan.of(Bypass)))
+    graph.eliminate_dead_code(_effect)
+    for name in _dropped(program, graph, weight_of):
+        weights.pop(name)
+    owner = copy.copy(program.owner)
+    return replace(
+        program,
+        graph=graph,
+        owner=owner,
+        weights=weights,
+        weight_of={node: w for node, w in weight_of.items() if w in weights},
+        parameters=program.parameters & weights.keys(),
+        tied={alias: n for alias, n in program.tied.items() if n in weights},
+        inputs=[nodes[n].name for n in program.inputs],
+        module=None,
+    )
+
+
+def _effect(node: Node) -> bool:
+    """Nodes that change something in place stay although nobody reads their result."""
+    schema = getattr(node.target, "_schema", None)
+    return node.op in ("placeholder", "output") or (schema is not None and schema.is_mutable)
+
+
+def _node(nodes: dict[str, Node], name: str) -> Node:
+    if name not in nodes:
+        raise PlanConflict(
+            f"the plan names node {name!r}, which the captured graph lacks; capture the same model"
+        )
+    return nodes[name]
+
+
+# -- bypassed blocks --------------------------------------------------------------------------------
+
+
+def _bypass(nodes: dict[str, Node], actions: list[Bypass]) -> None:
+    """Let sources stand for outputs, and erase what only the bypassed branches needed."""
+    stands: dict[Node, Node] = {}
+
+    def source_of(action: Bypass) -> Node:
+        node = _value(nodes, action.source)
+        while node in stands:
+            node = stands[node]
+        return node
+
+    for action in actions:
+        output, source = _node(nodes, action.output), source_of(action)
+        output.replace_all_uses_with(source)
+        stands[output] = source
+    for output in stands:
+        _erase(output, sparing=set(stands.values()))
+
+
+def _value(nodes: dict[str, Node], name: str) -> Node:
+    """The node of a value; values of operators with several are called ``node.place``."""
+    base, _, place = name.rpartition(".")
+    if name in nodes or base not in nodes:
+        return _node(nodes, name)
+    for user in nodes[base].users:
+        if user.target is operator.getitem and user.args[1] == int(place):
+            return user
+    return _node(nodes, name)
+
+
+def _erase(output: Node, sparing: set[Node]) -> None:
+    """Erase a node that nobody reads, and before it all nodes that only it needed.
+
+    A node that changes a value in place goes with the value, unless the value is needed by others.
+    """
+    queue, gone = [output], set[Node]()
+    while queue:
+        node = queue.pop()
+        if node in gone or node in sparing or node.op not in ("call_function", "get_attr"):
+            continue
+        idle = [u for u in node.users if not u.users and u.op == "call_function" and written(u) == [node]]
+        if len(idle) != len(node.users) or (idle and may_alias(node)):
+            continue
+        if node is not output and not _private(node):
+            continue
+        for user in (*idle, node):
+            queue.extend(user.all_input_nodes)
+            gone.add(user)
+            user.graph.erase_node(user)
+
+
+def _private(node: Node) -> bool:
+    """Whether the values that a node changes in place are seen by nobody else."""
+    queue = [(w, node) for w in written(node)]
+    while queue:
+        value, reader = queue.pop()
+        if value.op != "call_function" or any(u is not reader for u in value.users):
+            return False
+        if may_alias(value):
+            queue.extend((source, value) for source in value.all_input_nodes)
+    return True
+
+
+def _dropped(program: Program, graph: Graph, weight_of: dict[str, str]) -> set[str]:
+    """Remove placeholders of weights that lost their last reader; returns the weights' names.
+
+    A buffer that nobody ever read (a counter of batches) goes when its module's other weights go.
+    """
+    read = {w for n in program.graph.nodes if n.users and (w := program.weight_of.get(n.name)) is not None}
+    holes = {w: n for n in graph.nodes if n.op == "placeholder" and (w := weight_of.get(n.name)) is not None}
+    lost = {w for w, n in holes.items() if not n.users and (w in read or w not in program.weights)}
+    owners = {w.rpartition(".")[0] for w in lost} - {w.rpartition(".")[0] for w in read - lost}
+    lost |= {w for w in holes if w not in read and w in program.weights and w.rpartition(".")[0] in owners}
+    for weight in lost:
+        graph.erase_node(holes[weight])
+    return lost
+
+
+def _own_constant(
+    graph: Graph,
+    nodes: dict[str, Node],
+    weights: dict[str, torch.Tensor],
+    weight_of: dict[str, str],
+    use: tuple[str, str, int],
+    takes: list[Any],
+    program: Program,
+) -> None:
+    from sparsecc.fx.weights import taken
+
+    name, consumer, operand = use
+    own = f"{name}@{consumer}.{operand}"
+    weights[own] = taken(program.weights[name].detach(), takes)
+    old = next(n for n in graph.nodes if n.op == "placeholder" and weight_of.get(n.name) == name)
+    with graph.inserting_before(old):
+        new = graph.placeholder(f"c_{consumer}_{operand}")
+    new.meta = dict(old.meta)
+    weight_of[new.name] = own
+    _node(nodes, consumer).replace_input_with(old, new)
+
+
+# -- sizes that are spelled out ---------------------------------------------------------------------
+
+_SHAPE_ARGUMENTS = ("size", "shape", "sizes")
+
+
+def _set_shape(node: Node, action: SetShape) -> None:
+    bound = bind(node)
+    name = next((n for n in _SHAPE_ARGUMENTS if isinstance(bound.get(n), (list, tuple))), None)
+    if name is None:
+        return  # flatten, expand_as: no size is spelled out
+    spelled = list(bound[name])
+    first = _first_spelled(node, bound, len(spelled), len(action.sizes))
+    for i, size in enumerate(action.sizes[first : first + len(spelled)]):
+        if size is None or (isinstance(spelled[i], int) and spelled[i] == -1):
+            continue
+        if size == -1 and -1 in [s for s in spelled if isinstance(s, int)]:
+            raise PlanConflict(
+                f"{node.name}: two of its sizes would have to be inferred; exclude one of the groups"
+            )
+        spelled[i] = size
+    assign(node, name, spelled)
+
+
+def _first_spelled(node: Node, bound: dict[str, Any], count: int, rank: int) -> int:
+    if "dim" in bound and "sizes" in bound:  # unflatten
+        return int(bound["dim"]) % (rank - count + 1)
+    return rank - count
+
+
+def _set_attr(node: Node, action: SetAttr) -> None:
+    bound = bind(node)
+    name, value = action.name, action.value
+    for known, argument, convert in _ATTRIBUTES:
+        if name == known and argument in bound:
+            convert(node, bound, argument, value)
+            return
+    if name.startswith(("start", "stop")):
+        _set_bound(node, bound, name.startswith("start"), value)
+    elif name == "sizes":
+        _set_split(node, bound, value)
+    else:
+        raise PlanConflict(f"{node.name}: {node.target} has no {name!r} to set")
+
+
+def _replace(node: Node, bound: dict[str, Any], argument: str, value: Any) -> None:
+    assign(node, argument, value)
+
+
+_ATTRIBUTES: tuple[tuple[str, str, Callable[[Node, dict[str, Any], str, Any], None]], ...] = (
+    ("groups", "groups", _replace),
+    ("groups", "num_groups", _replace),
+    ("normalized_shape", "normalized_shape", _replace),
+    ("repeats", "repeats", _replace),
+    ("scale", "scale", _replace),
+)
+
+
+def _set_bound(node: Node, bound: dict[str, Any], start: bool, value: int) -> None:
+    if "length" in bound:  # narrow
+        if start:
+            assign(node, "length", bound["length"] + bound["start"] - value)
+            assign(node, "start", value)
+        else:
+            assign(node, "length", value - bind(node)["start"])
+        return
+    argument = "start" if start else "end"
+    old = bound[argument]
+    if start and not old:
+        return
+    if not start and (old is None or (isinstance(old, int) and old >= 2**62)):
+        return
+    assign(node, argument, value)
+
+
+def _set_split(node: Node, bound: dict[str, Any], sizes: list[int]) -> None:
+    if "chunks" in bound and _chunked(sum(sizes), bound["chunks"]) == sizes:
+        return
+    if isinstance(bound.get("split_size"), int) and _evenly(sum(sizes), bound["split_size"]) == sizes:
+        return
+    source, dim = bound["self"], bound["dim"]
+    node.target = torch.ops.aten.split_with_sizes.default
+    node.args, node.kwargs = (source, list(sizes), dim), {}
+
+
+def _chunked(total: int, chunks: int) -> list[int]:
+    return _evenly(total, -(-total // chunks))
+
+
+def _evenly(total: int, size: int) -> list[int]:
+    return [min(size, total - at) for at in range(0, total, size)] if size else []
+
+
+def assign(node: Node, name: str, value: Any) -> None:
+    """Set an argument by schema name, where it stands or as a keyword."""
+    names = [n for n, _ in _BOUND[node.target]]
+    place = names.index(name)
+    if place < len(node.args):
+        node.update_arg(place, value)
+    else:
+        node.update_kwarg(name, value)

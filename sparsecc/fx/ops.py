@@ -1,0 +1,561 @@
+"""ATen operators as canonical calls: one table entry an operator.
+
+An entry takes the node's arguments by schema name and returns ``(op, operands, attrs)``.  In-place
+variants (``relu_``) share the entry of their functional form.  What is not in the table becomes an
+unknown operator, and freezes.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch.fx import Node
+
+
+class Spec(NamedTuple):
+    """A canonical call without its names: operands are FX nodes or None."""
+
+    op: str
+    operands: Sequence[Node | None]
+    attrs: dict[str, Any] = {}  # noqa: RUF012
+
+
+Bound = dict[str, Any]
+Entry = Callable[[Bound, "Shapes"], Spec]
+
+
+class Shapes:
+    """Representative sizes of FX values."""
+
+    def __init__(self) -> None:
+        self._cache: dict[Any, int] = {}
+        self._symbols: dict[Any, int] = {}
+
+    def size(self, value: Any) -> int:
+        """A size as a number: every symbol stands for a prime of its own."""
+        if isinstance(value, int):
+            return value
+        expression = value.node.expr
+        if expression not in self._cache:
+            for symbol in sorted(expression.free_symbols, key=str):
+                self._symbols.setdefault(symbol, _PRIMES[len(self._symbols) % len(_PRIMES)])
+            self._cache[expression] = int(expression.xreplace(self._symbols))
+        return self._cache[expression]
+
+    def shape(self, value: Any) -> tuple[int, ...]:
+        """Representative shape of a fake tensor."""
+        return tuple(n if isinstance(n, int) else self.size(n) for n in value.shape)
+
+    def example(self, value: Any) -> tuple[int, ...]:
+        """Shape of a fake tensor for the example input."""
+        return tuple(n if isinstance(n, int) else int(n.node.hint or self.size(n)) for n in value.shape)
+
+    def of(self, node: Node) -> tuple[int, ...]:
+        """Representative shape of a node's single result."""
+        return self.shape(node.meta["val"])
+
+    def rank(self, node: Node) -> int:
+        """Number of axes of a node's result."""
+        return len(node.meta["val"].shape)
+
+    def argument(self, value: Any) -> Any:
+        """An int, a symbolic int or a node that computes one, as a number."""
+        if isinstance(value, Node):
+            value = value.meta["val"]
+        return value if isinstance(value, (int, float)) or value is None else self.size(value)
+
+
+_PRIMES = (1009, 1013, 1019, 1021, 1031, 1033, 1039, 1049, 1051, 1061, 1063, 1069)
+
+
+def tensors(bound: Bound) -> list[Node]:
+    """Every tensor argument, in order."""
+    found: list[Node] = []
+    for value in bound.values():
+        for leaf in value if isinstance(value, (list, tuple)) else (value,):
+            if isinstance(leaf, Node) and isinstance(leaf.meta.get("val"), torch.Tensor):
+                found.append(leaf)
+    return found
+
+
+def _elementwise(b: Bound, _: Shapes) -> Spec:
+    return Spec("elementwise", tensors(b))
+
+
+def _first(b: Bound, _: Shapes) -> Spec:
+    return Spec("elementwise", tensors(b)[:1])
+
+
+def _conv(b: Bound, _: Shapes) -> Spec:
+    return Spec("conv", (b["input"], b["weight"], b["bias"]), {"groups": b["groups"]})
+
+
+def _conv_transpose(b: Bound, _: Shapes) -> Spec:
+    return Spec("conv_transpose", (b["input"], b["weight"], b["bias"]), {"groups": b["groups"]})
+
+
+def _convolution(b: Bound, _: Shapes) -> Spec:
+    name = "conv_transpose" if b["transposed"] else "conv"
+    return Spec(name, (b["input"], b["weight"], b["bias"]), {"groups": b["groups"]})
+
+
+def _source(b: Bound) -> Node:
+    """The tensor that an operator works on, whatever its schema calls it."""
+    found: Node = b["self"] if "self" in b else b["input"]
+    return found
+
+
+def _reduce(kind: str) -> Entry:
+    def entry(b: Bound, s: Shapes) -> Spec:
+        x = _source(b)
+        rank = s.rank(x)
+        dims = b.get("dim")
+        dims = [dims] if isinstance(dims, int) else list(dims or range(rank))
+        attrs = {"dims": [d % rank for d in dims] if rank else [], "keepdim": bool(b.get("keepdim", False))}
+        extra: dict[str, Any] = {k: b[k] for k in ("correction", "unbiased", "ord", "p") if k in b}
+        return Spec("reduce", (x,), {"kind": kind, **attrs, **extra})
+
+    return entry
+
+
+def _ordered(b: Bound, s: Shapes) -> Spec:
+    x = _source(b)
+    dim = b.get("dim")
+    return Spec("ordered", (x,), {"dims": list(range(s.rank(x))) if dim is None else [dim]})
+
+
+def _extremum(kind: str) -> Entry:
+    """max and min: of two tensors, along an axis (which gives positions too), or of everything."""
+
+    def entry(b: Bound, s: Shapes) -> Spec:
+        if "other" in b:
+            return _elementwise(b, s)
+        return _ordered(b, s) if "dim" in b else _reduce(kind)(b, s)
+
+    return entry
+
+
+def _softmax(b: Bound, s: Shapes) -> Spec:
+    return Spec("softmax", (b["self"],), {"dims": [b["dim"] % max(s.rank(b["self"]), 1)]})
+
+
+def _layout(source: Callable[[Bound, int], list[int | None]]) -> Entry:
+    def entry(b: Bound, s: Shapes) -> Spec:
+        return Spec("layout", (b["self"],), {"source": source(b, s.rank(b["self"]))})
+
+    return entry
+
+
+def _swapped(b: Bound, rank: int) -> list[int | None]:
+    order: list[int | None] = list(range(rank))
+    if rank:
+        first, second = ("dim0", "dim1") if "dim0" in b else ("axis0", "axis1")
+        i, j = b[first] % rank, b[second] % rank
+        order[i], order[j] = order[j], order[i]
+    return order
+
+
+def _permuted(b: Bound, rank: int) -> list[int | None]:
+    return [d % rank for d in b["dims"]]
+
+
+def _reversed(b: Bound, rank: int) -> list[int | None]:
+    return list(reversed(range(rank)))
+
+
+def _matrix_transposed(b: Bound, rank: int) -> list[int | None]:
+    return [*range(rank - 2), rank - 1, rank - 2]
+
+
+def _moved(b: Bound, rank: int) -> list[int | None]:
+    source = [d % rank for d in _ints(b["source"])]
+    target = [d % rank for d in _ints(b["destination"])]
+    rest = iter([d for d in range(rank) if d not in source])
+    return [source[target.index(d)] if d in target else next(rest) for d in range(rank)]
+
+
+def _ints(value: Any) -> list[int]:
+    return [value] if isinstance(value, int) else list(value)
+
+
+def _unsqueezed(b: Bound, rank: int) -> list[int | None]:
+    order: list[int | None] = list(range(rank))
+    order.insert(b["dim"] % (rank + 1), None)
+    return order
+
+
+def _squeeze(b: Bound, s: Shapes) -> Spec:
+    shape = s.of(b["self"])
+    dims = range(len(shape)) if b.get("dim") is None else [d % len(shape) for d in _ints(b["dim"])]
+    source = [d for d in range(len(shape)) if not (d in dims and shape[d] == 1)]
+    return Spec("layout", (b["self"],), {"source": source})
+
+
+def _same(op: str, *names: str, **attrs: str) -> Entry:
+    """Operands and attributes straight from the schema."""
+
+    def entry(b: Bound, s: Shapes) -> Spec:
+        values = {
+            k: s.argument(b[v]) if not isinstance(b[v], (list, tuple)) else b[v] for k, v in attrs.items()
+        }
+        return Spec(op, [b.get(n) for n in names], values)
+
+    return entry
+
+
+def _reshape(b: Bound, _: Shapes) -> Spec:
+    return Spec("reshape", (b["self"], b.get("other")))
+
+
+def _pixel_shuffle(b: Bound, _: Shapes) -> Spec:
+    return Spec("depth_to_space", (b["self"],), {"factor": b["upscale_factor"]})
+
+
+def _pixel_unshuffle(b: Bound, _: Shapes) -> Spec:
+    return Spec("space_to_depth", (b["self"],), {"factor": b["downscale_factor"]})
+
+
+def _concat(b: Bound, _: Shapes) -> Spec:
+    return Spec("concat", list(b["tensors"]), {"dim": b.get("dim", 0)})
+
+
+def _stack(b: Bound, _: Shapes) -> Spec:
+    return Spec("stack", list(b["tensors"]), {"dim": b["dim"]})
+
+
+def _slice(b: Bound, s: Shapes) -> Spec:
+    shape = s.of(b["self"])
+    dim = b["dim"] % len(shape)
+    size = shape[dim]
+    start, end = s.argument(b["start"]) or 0, s.argument(b["end"])
+    start = max(start + size, 0) if start < 0 else min(start, size)
+    end = size if end is None else max(end + size, 0) if end < 0 else min(end, size)
+    return Spec("slice", (b["self"],), {"slices": {dim: (start, end, s.argument(b["step"]))}})
+
+
+def _narrow(b: Bound, s: Shapes) -> Spec:
+    shape = s.of(b["self"])
+    dim = b["dim"] % len(shape)
+    start = s.argument(b["start"])
+    start = start + shape[dim] if start < 0 else start
+    return Spec("slice", (b["self"],), {"slices": {dim: (start, start + s.argument(b["length"]), 1)}})
+
+
+def _index(b: Bound, s: Shapes) -> Spec:
+    """x[:, i]: one index tensor anywhere; several are left to the unknown-operator path."""
+    places = [d for d, i in enumerate(b["indices"]) if i is not None]
+    if len(places) != 1 or b["indices"][places[0]].meta["val"].dtype in (torch.bool, torch.uint8):
+        return Spec("aten.index", tensors(b))
+    return Spec("index", (b["self"], b["indices"][places[0]]), {"dim": places[0]})
+
+
+def _pad(b: Bound, s: Shapes) -> Spec:
+    rank = s.rank(b["self"])
+    flat = [s.argument(p) for p in b["pad" if "pad" in b else "padding"]]
+    pads = [(0, 0)] * rank
+    for i in range(len(flat) // 2):
+        pads[rank - 1 - i] = (flat[2 * i], flat[2 * i + 1])
+    return Spec("pad", (b["self"],), {"pads": pads, "mode": b.get("mode", "constant")})
+
+
+def _mode_pad(mode: str) -> Entry:
+    return lambda b, s: _pad({**b, "mode": mode}, s)
+
+
+def _spatial(count: int) -> Entry:
+    """Pools and resizes the last ``count`` axes."""
+
+    def entry(b: Bound, s: Shapes) -> Spec:
+        x = _source(b)
+        return Spec("mixed", (x,), {"kept": list(range(s.rank(x) - count))})
+
+    return entry
+
+
+def _along(name: str) -> Entry:
+    """Mixes positions of the axes in argument ``name`` (roll, flip)."""
+
+    def entry(b: Bound, s: Shapes) -> Spec:
+        rank = s.rank(b["self"])
+        dims = [d % rank for d in _ints(b[name])] or list(range(rank))
+        return Spec("mixed", (b["self"],), {"kept": [d for d in range(rank) if d not in dims]})
+
+    return entry
+
+
+def _triangle(b: Bound, s: Shapes) -> Spec:
+    rank = s.rank(b["self"])
+    return Spec("ordered", (b["self"],), {"dims": [rank - 2, rank - 1]})
+
+
+def _layer_norm(b: Bound, s: Shapes) -> Spec:
+    rank, n = s.rank(b["input"]), len(b["normalized_shape"])
+    attrs = {"kind": "layer", "dims": list(range(rank - n, rank)), "eps": b["eps"]}
+    return Spec("layer_norm", (b["input"], b["weight"], b.get("bias")), attrs)
+
+
+def _rms_norm(b: Bound, s: Shapes) -> Spec:
+    spec = _layer_norm(b, s)
+    return Spec(spec.op, spec.operands, {**spec.attrs, "kind": "rms"})
+
+
+def _group_norm(b: Bound, _: Shapes) -> Spec:
+    attrs = {"groups": b["num_groups"], "eps": b["eps"], "affine": "channel"}
+    return Spec("group_norm", (b["input"], b["weight"], b["bias"]), attrs)
+
+
+def _batch_norm(b: Bound, s: Shapes) -> Spec:
+    if b.get("training"):
+        return Spec("aten.batch_norm (training)", tensors(b))
+    mean, var = b["running_mean"], b["running_var"]
+    if mean is None or var is None:
+        return Spec("aten.batch_norm (without running statistics)", tensors(b))
+    return Spec("batch_norm", (b["input"], b["weight"], b["bias"], mean, var))
+
+
+def _instance_norm(b: Bound, _: Shapes) -> Spec:
+    attrs = {"eps": b["eps"], "use_input_stats": b["use_input_stats"]}
+    return Spec(
+        "instance_norm", (b["input"], b["weight"], b["bias"], b["running_mean"], b["running_var"]), attrs
+    )
+
+
+def _attention(b: Bound, _: Shapes) -> Spec:
+    attrs = {"scale": b["scale"], "causal": b["is_causal"]}
+    return Spec("attention", (b["query"], b["key"], b["value"], b["attn_mask"]), attrs)
+
+
+def _embedding(b: Bound, _: Shapes) -> Spec:
+    return Spec("index", (b["weight"], b["indices"]), {"dim": 0})
+
+
+def _repeat_interleave(b: Bound, s: Shapes) -> Spec:
+    if b.get("dim") is None or not isinstance(b["repeats"], int):
+        return Spec("aten.repeat_interleave", tensors(b))
+    return Spec("repeat_interleave", (b["self"],), {"dim": b["dim"]})
+
+
+def _recurrent(gates: int, states: int) -> Entry:
+    def entry(b: Bound, s: Shapes) -> Spec:
+        hx = b["hx"] if isinstance(b["hx"], (list, tuple)) else [b["hx"]]
+        directions = 2 if b["bidirectional"] else 1
+        params = list(b["params"])
+        attrs = {
+            "gates": gates,
+            "layers": b["num_layers"],
+            "directions": directions,
+            "states": states,
+            "per": len(params) // (b["num_layers"] * directions),
+            "biased": b["has_biases"],
+        }
+        return Spec("recurrent_torch", (b["input"], *hx, *params), attrs)
+
+    return entry
+
+
+def _cell(gates: int, states: int) -> Entry:
+    def entry(b: Bound, s: Shapes) -> Spec:
+        hx = b["hx"] if isinstance(b["hx"], (list, tuple)) else [b["hx"]]
+        attrs = {"gates": gates, "states": states}
+        return Spec("recurrent_cell", (b["input"], *hx, b["w_ih"], b["w_hh"], b["b_ih"], b["b_hh"]), attrs)
+
+    return entry
+
+
+def _create(b: Bound, _: Shapes) -> Spec:
+    return Spec("create", ())
+
+
+def _positions(b: Bound, _: Shapes) -> Spec:
+    return Spec("positions", ())
+
+
+def _addmm(b: Bound, _: Shapes) -> Spec:
+    names = ("mat1", "mat2") if "mat1" in b else ("batch1", "batch2")
+    return Spec("addmm", (b["self"], b[names[0]], b[names[1]]))
+
+
+def _words(text: str) -> list[str]:
+    return text.split()
+
+
+_ELEMENTWISE = _words(
+    """
+    abs acos acosh add addcdiv addcmul alias asin asinh atan atan2 atanh bitwise_and bitwise_not
+    bitwise_or bitwise_xor ceil celu clamp clamp_max clamp_min clone contiguous copy copysign cos cosh
+    deg2rad detach div divide dropout elu eq erf erfc erfinv exp exp2 expm1 feature_dropout alpha_dropout
+    floor floor_divide fmod frac ge gelu gt hardshrink hardsigmoid hardswish hardtanh heaviside hypot
+    isfinite isinf isnan le leaky_relu lerp lift_fresh_copy log log10 log1p log2 log_sigmoid logaddexp
+    logical_and logical_not logical_or logical_xor logit lt masked_fill maximum minimum mish mul multiply
+    nan_to_num native_dropout ne neg pow reciprocal relu relu6 remainder round rrelu rsqrt rsub selu sgn
+    sigmoid sign silu sin sinc sinh softplus softshrink softsign sqrt square sub subtract tan tanh
+    tanhshrink threshold trunc where xlogy true_divide __and__ __or__ __xor__ __rsub__
+    _assert_tensor_metadata lift_fresh expand_as
+    """
+)
+_FIRST_ONLY = _words(
+    """
+    to _to_copy type_as zeros_like ones_like full_like empty_like rand_like randn_like fill zero
+    """
+)
+_REDUCTIONS = {
+    "sum": "sum",
+    "mean": "mean",
+    "amax": "amax",
+    "amin": "amin",
+    "var": "var",
+    "std": "std",
+    "prod": "prod",
+    "logsumexp": "logsumexp",
+    "linalg_vector_norm": "norm",
+    "norm": "norm",
+    "var_mean": "var",
+    "std_mean": "std",
+    "all": "all",
+    "any": "any",
+}
+_ORDERED = _words(
+    """
+    cumsum cumprod logcumsumexp cummax cummin topk sort argsort argmax argmin msort kthvalue median mode
+    """
+)
+
+_CREATED = _words("zeros ones full empty new_zeros new_ones new_full new_empty scalar_tensor")
+_POSITIONS = _words("arange linspace eye tril_indices triu_indices rand randn randint randperm")
+
+TABLE: dict[str, Entry] = {
+    **dict.fromkeys(_ELEMENTWISE, _elementwise),
+    **dict.fromkeys(_FIRST_ONLY, _first),
+    **{name: _reduce(kind) for name, kind in _REDUCTIONS.items()},
+    **dict.fromkeys(_ORDERED, _ordered),
+    "max": _extremum("amax"),
+    "min": _extremum("amin"),
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _conv),
+    **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _conv_transpose),
+    "convolution": _convolution,
+    "linear": _same("linear", "input", "weight", "bias"),
+    "matmul": _same("matmul", "self", "other"),
+    "mm": _same("matmul", "self", "mat2"),
+    "bmm": _same("matmul", "self", "mat2"),
+    "mv": _same("matmul", "self", "vec"),
+    "dot": _same("matmul", "self", "tensor"),
+    "vdot": _same("matmul", "self", "other"),
+    "addmm": _addmm,
+    "baddbmm": _addmm,
+    "einsum": lambda b, s: Spec("einsum", list(b["tensors"]), {"equation": b["equation"]}),
+    "batch_norm": _batch_norm,
+    "layer_norm": _layer_norm,
+    "rms_norm": _rms_norm,
+    "group_norm": _group_norm,
+    "instance_norm": _instance_norm,
+    "softmax": _softmax,
+    "_softmax": _softmax,
+    "log_softmax": _softmax,
+    "prelu": lambda b, s: Spec("prelu", (b["self"], b["weight"])),
+    "scaled_dot_product_attention": _attention,
+    "embedding": _embedding,
+    "index_select": lambda b, s: Spec("index", (b["self"], b["index"]), {"dim": b["dim"]}),
+    "index": _index,
+    **dict.fromkeys(("view", "reshape", "_unsafe_view", "flatten", "unflatten", "_reshape_alias"), _reshape),
+    **dict.fromkeys(("view_as", "reshape_as"), _reshape),
+    "pixel_shuffle": _pixel_shuffle,
+    "pixel_unshuffle": _pixel_unshuffle,
+    "channel_shuffle": _same("channel_shuffle", "self", groups="groups"),
+    "glu": _same("glu", "self", dim="dim"),
+    "_weight_norm": _same("weight_norm", "v", "g", dim="dim"),
+    "_weight_norm_interface": _same("weight_norm", "v", "g", dim="dim"),
+    "permute": _layout(_permuted),
+    **dict.fromkeys(("transpose", "swapaxes", "swapdims"), _layout(_swapped)),
+    "t": _layout(_reversed),
+    "numpy_T": _layout(_reversed),
+    "mT": _layout(_matrix_transposed),
+    "adjoint": _layout(_matrix_transposed),
+    "movedim": _layout(_moved),
+    "unsqueeze": _layout(_unsqueezed),
+    "squeeze": _squeeze,
+    **dict.fromkeys(("expand", "broadcast_to"), _same("expand", "self")),
+    "repeat": _same("tile", "self"),
+    "tile": _same("tile", "self"),
+    "repeat_interleave": _repeat_interleave,
+    **dict.fromkeys(("cat", "concat", "concatenate"), _concat),
+    "stack": _stack,
+    **dict.fromkeys(
+        ("split", "split_with_sizes", "chunk", "tensor_split"), _same("split", "self", dim="dim")
+    ),
+    "unbind": _same("unbind", "self", dim="dim"),
+    "select": _same("select", "self", dim="dim"),
+    "slice": _slice,
+    "narrow": _narrow,
+    "pad": _pad,
+    "constant_pad_nd": _mode_pad("constant"),
+    **{f"{mode}_pad{n}d": _mode_pad(mode) for mode in ("reflection", "replication") for n in (1, 2, 3)},
+    **{f"{kind}_pool{n}d": _spatial(n) for kind in ("max", "avg", "adaptive_avg", "lp") for n in (1, 2, 3)},
+    **{f"adaptive_max_pool{n}d": _spatial(n) for n in (1, 2, 3)},
+    **{f"max_pool{n}d_with_indices": _spatial(n) for n in (1, 2, 3)},
+    **{
+        f"upsample_{m}": _spatial(n)
+        for m, n in [("nearest1d", 1), ("linear1d", 1), ("nearest2d", 2), ("bilinear2d", 2)]
+    },
+    **{f"upsample_{m}": _spatial(n) for m, n in [("bicubic2d", 2), ("nearest3d", 3), ("trilinear3d", 3)]},
+    **{f"_upsample_{m}": _spatial(n) for m, n in [("nearest_exact1d", 1), ("nearest_exact2d", 2)]},
+    "roll": _along("dims"),
+    "flip": _along("dims"),
+    "tril": _triangle,
+    "triu": _triangle,
+    "lstm": _recurrent(4, 2),
+    "gru": _recurrent(3, 1),
+    "rnn_tanh": _recurrent(1, 1),
+    "rnn_relu": _recurrent(1, 1),
+    "lstm_cell": _cell(4, 2),
+    "gru_cell": _cell(3, 1),
+    "rnn_tanh_cell": _cell(1, 1),
+    "rnn_relu_cell": _cell(1, 1),
+    **dict.fromkeys(_CREATED, _create),
+    **dict.fromkeys(_POSITIONS, _positions),
+    "one_hot": lambda b, s: Spec("positions", ()),
+}
+
+_BOUND: dict[Any, list[tuple[str, Any]]] = {}
+
+
+def bind(node: Node) -> Bound:
+    """Arguments of an ATen node by schema name, defaults filled in."""
+    target: Any = node.target
+    names = _BOUND.get(target)
+    if names is None:
+        names = [
+            (a.name, a.default_value if a.has_default_value() else None) for a in target._schema.arguments
+        ]
+        _BOUND[target] = names
+    bound = dict(names)
+    for (name, _), value in zip(names, node.args, strict=False):
+        bound[name] = value
+    bound.update(node.kwargs)
+    return bound
+
+
+_NAMES: dict[Any, str | None] = {}
+
+#: In place these change the shape of their operand, which every other reader of it then sees.
+_OWN_FORM = frozenset(_words("t transpose swapaxes swapdims squeeze unsqueeze"))
+
+
+def aten_name(target: Any) -> str | None:
+    """``relu`` for ``aten.relu.default`` and ``aten.relu_.default``; None for what is no ATen operator."""
+    if target not in _NAMES:
+        schema = getattr(target, "_schema", None)
+        name: str | None = None
+        if schema is not None:
+            space, _, base = schema.name.partition("::")
+            name = base if space == "aten" else schema.name.replace("::", ".")
+            if name.endswith("_") and not name.endswith("__") and name[:-1] not in _OWN_FORM:
+                name = name[:-1]
+        _NAMES[target] = name
+    return _NAMES[target]
+
+
+#: Python operators that torch.export leaves on symbolic sizes; they compute no tensors.
+SIZE_OPERATORS = frozenset({operator.getitem})

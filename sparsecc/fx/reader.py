@@ -1,0 +1,146 @@
+"""Builds the view of a captured PyTorch program."""
+
+from __future__ import annotations
+
+import operator
+import os
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.fx import Node
+
+from sparsecc.errors import UnsupportedModel
+from sparsecc.fx.capture import Program, written
+from sparsecc.fx.ops import TABLE, Shapes, aten_name, bind, tensors
+from sparsecc.fx.semantics import ProgramSemantics
+from sparsecc.graph import Call, Value, View
+
+
+def read(program: Program) -> View:
+    """The view of a program; nothing of the program is copied or changed."""
+    return _Reader(program).view()
+
+
+class _Reader:
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.shapes = Shapes()
+        self.values: dict[Node, Value] = {}
+        self.parts: dict[Node, list[Value]] = {}
+        self.calls: list[Call] = []
+        self.weights: dict[str, Value] = {}
+        self.written = written(program.graph)
+
+    def view(self) -> View:
+        inputs: list[Value] = []
+        outputs: list[Value] = []
+        for node in self.program.graph.nodes:
+            if node.op == "placeholder":
+                value = self._placeholder(node)
+                if value is not None and value.kind == "input":
+                    inputs.append(value)
+            elif node.op == "call_function":
+                self._call(node)
+            elif node.op == "output":
+                outputs = [self.values[n] for n in node.all_input_nodes if n in self.values]
+        return View(
+            dialect="torch",
+            calls=self.calls,
+            inputs=inputs,
+            outputs=outputs,
+            weights={n: v for n, v in self.weights.items() if v.kind == "weight"},
+            weight=self._weight,
+            tied=self.program.tied,
+            parameters=self.program.parameters,
+            semantics=ProgramSemantics(self.program, self.values, self._weight),
+        )
+
+    def _weight(self, name: str) -> torch.Tensor:
+        tensor = self.program.weights[self.program.tied.get(name, name)]
+        if tensor.device.type == "meta":
+            raise UnsupportedModel(
+                f"{name!r} is on the meta device and has no values; planning by structure works, but "
+                "saliency, verification and saving need the weights: load them first"
+            )
+        return tensor.detach()
+
+    def _placeholder(self, node: Node) -> Value | None:
+        fake = node.meta.get("val")
+        if not isinstance(fake, torch.Tensor):
+            return None
+        name = self.program.weight_of.get(node.name)
+        if name is None:
+            value = self._value(node.name, fake, "input")
+        elif name in self.weights:
+            value = self.weights[name]
+        else:
+            owned = name in self.program.parameters or node in self.written
+            kind = "weight" if owned else "const"
+            value = self._value(name, fake, kind)
+            value.weight = name
+            self.weights[name] = value
+        self.values[node] = value
+        return value
+
+    def _value(self, name: str, fake: torch.Tensor, kind: Any = "node") -> Value:
+        shape = fake.shape
+        static = all(type(n) is int for n in shape)
+        return Value(
+            name=name,
+            shape=tuple(shape) if static else self.shapes.shape(fake),
+            dtype=str(fake.dtype)[6:],
+            kind=kind,
+            dynamic=() if static else tuple(type(n) is not int for n in shape),
+            example=() if static else self.shapes.example(fake),
+        )
+
+    def _call(self, node: Node) -> None:
+        fake = node.meta.get("val")
+        if node.target is operator.getitem and node.args[0] in self.parts:
+            found = self.parts[node.args[0]][node.args[1]]  # type: ignore[index]
+            self.values[node] = found
+            return
+        results = list(fake) if isinstance(fake, (tuple, list)) else [fake]
+        if not any(isinstance(r, torch.Tensor) for r in results):
+            return
+        name = aten_name(node.target)
+        entry = TABLE.get(name) if name is not None else None
+        operands: Sequence[Node | None]
+        attrs: dict[str, Any]
+        if entry is None:
+            op = f"aten.{name}" if name is not None and "." not in name else name or str(node.target)
+            op, operands, attrs = op, _every_tensor(node), {}
+        else:
+            try:
+                op, operands, attrs = entry(bind(node), self.shapes)
+            except (KeyError, TypeError, AttributeError, IndexError):
+                op, operands, attrs = f"aten.{name} (unusual arguments)", _every_tensor(node), {}
+        outputs = [
+            self._value(node.name if len(results) == 1 else f"{node.name}.{i}", r)
+            for i, r in enumerate(results)
+            if isinstance(r, torch.Tensor)
+        ]
+        if isinstance(fake, (tuple, list)):
+            self.parts[node] = outputs
+        else:
+            self.values[node] = outputs[0]
+        inputs = tuple(None if o is None else self.values.get(o) for o in operands)
+        self.calls.append(
+            Call(op, node.name, inputs, tuple(outputs), attrs, where(node), node, tuple(operands))
+        )
+
+
+def _every_tensor(node: Node) -> list[Node]:
+    return tensors({"args": node.all_input_nodes})
+
+
+_FRAME = re.compile(r'File "([^"]+)", line (\d+)')
+
+
+def where(node: Node) -> str:
+    """``model.py:12``: the last line of the model's own code that led to the node."""
+    frames = _FRAME.findall(node.meta.get("stack_trace") or "")
+    own = [f for f in frames if f"{os.sep}torch{os.sep}" not in f[0]] or frames
+    return f"{os.path.basename(own[-1][0])}:{own[-1][1]}" if own else ""

@@ -1,0 +1,243 @@
+"""A captured PyTorch model as the pipeline and the verification see it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from sparsecc.axes.analysis import Analysis
+from sparsecc.axes.terms import Keep
+from sparsecc.errors import InvalidOption, SparseccError, UnsupportedModel
+from sparsecc.fx.capture import Program, capture, evaluating, recapture
+from sparsecc.fx.editor import edit
+from sparsecc.fx.inputs import synthesised
+from sparsecc.fx.module import Diverged, accepted, module_actions, narrowed, replacements
+from sparsecc.fx.program_module import argument_names, program_module
+from sparsecc.fx.reader import read
+from sparsecc.fx.weights import exact_weights, substituted, under
+from sparsecc.graph import View
+from sparsecc.plan import Bypass, Mask, Plan, Write
+from sparsecc.reference.masked import Masked
+from sparsecc.reference.node_checks import check_nodes
+from sparsecc.reference.torch_run import ProgramRunner, masked_hook
+from sparsecc.subject import Applied, Arguments, NodeCheck, Outputs, Subject
+
+
+@dataclass
+class AppliedTorch(Applied):
+    """``program`` is what the returned model runs: its own export where the class was kept."""
+
+    program: Program | None = None
+
+    def run(self, inputs: list[Any], dtype: torch.dtype | None = None) -> Outputs:
+        """Flat outputs of the returned model."""
+        assert self.program is not None
+        overrides = exact_weights(self.plan, self.program.weights) if dtype == torch.float64 else {}
+        return ProgramRunner(self.program, dtype=dtype, overrides=overrides).run(inputs)[0]
+
+    @contextmanager
+    def timed(self, arguments: Arguments) -> Iterator[Callable[[], object]]:
+        """The returned module's forward, without gradients, in evaluation mode."""
+        with _timed(self.model, arguments) as call:
+            yield call
+
+
+@contextmanager
+def _timed(module: torch.nn.Module, arguments: Arguments) -> Iterator[Callable[[], object]]:
+    args, kwargs = arguments
+    with torch.no_grad(), evaluating(module):
+        yield lambda: module(*args, **kwargs)
+
+
+class TorchSubject(Subject):
+    """An nn.Module, GraphModule or ExportedProgram after capture."""
+
+    dialect = "torch"
+
+    def __init__(self, model: Any, example_inputs: Any = None, *, dynamic_shapes: Any = None) -> None:
+        self.given = model
+        self.program = capture(model, example_inputs, dynamic_shapes=dynamic_shapes)
+        self.notes = list(self.program.notes)
+
+    @cached_property
+    def view(self) -> View:
+        """The exported graph."""
+        return read(self.program)
+
+    def inputs(self, seed: int, variant: int) -> tuple[list[Any], str]:
+        """Flat inputs like the example's; seed 0 of variant 0 is the example itself.
+
+        Raises UnsupportedModel for a model on the meta device, which nothing can be run on.
+        """
+        for name, weight in self.program.weights.items():
+            if weight.is_meta:
+                raise UnsupportedModel(
+                    f"{name!r} is on the meta device, so the model cannot be run; load the weights first, "
+                    "or pass verify=False"
+                )
+        return synthesised(self.program, self.view, seed, variant)
+
+    def arguments(self, inputs: list[Any]) -> Arguments:
+        """Flat inputs in the structure of the example's."""
+        args, kwargs = pytree.tree_unflatten(inputs, self.program.in_spec)
+        return tuple(args), dict(kwargs)
+
+    @contextmanager
+    def timed(self, arguments: Arguments) -> Iterator[Callable[[], object]]:
+        """The user's module, without gradients, in evaluation mode."""
+        module = self.program.module
+        with _timed(self.program.exported.module() if module is None else module, arguments) as call:
+            yield call
+
+    def original(self, inputs: list[Any], dtype: torch.dtype | None = None) -> Outputs:
+        """Outputs of the original program."""
+        with self._blaming(inputs):
+            return ProgramRunner(self.program, dtype=dtype).run(inputs)[0]
+
+    @contextmanager
+    def _blaming(self, inputs: list[Any]) -> Iterator[None]:
+        """Raise InvalidOption for an error that the model itself makes on these inputs.
+
+        torch.export checks neither dtypes nor the range of indices.
+        """
+        try:
+            yield
+        except Exception:
+            try:
+                ProgramRunner(self.program).run(inputs)
+            except SparseccError:
+                raise
+            except Exception as error:  # whatever the operators raise
+                first = (str(error).strip() or repr(error)).split("\n")[0]
+                raise InvalidOption(
+                    f"the model itself fails on example_inputs, or on inputs made like them: "
+                    f"{type(error).__name__}: {first}; check their dtypes and values"
+                ) from error
+            raise
+
+    def masked(
+        self, plan: Plan, kept: Mapping[str, Keep], inputs: list[Any], dtype: torch.dtype | None = None
+    ) -> Outputs:
+        """Outputs under masked semantics."""
+        with self._blaming(inputs):
+            return self._masked_runner(plan, dtype).run(inputs, hook=self._hook(plan, kept))[0]
+
+    def _masked_runner(self, plan: Plan, dtype: torch.dtype | None) -> ProgramRunner:
+        valued = {a.weight for a in (*plan.of(Write), *plan.of(Mask))}
+        overrides = {n: substituted(plan, n, self.program.weights[n].detach()) for n in valued}
+        return ProgramRunner(self.program, dtype=dtype, overrides=overrides)
+
+    def _hook(self, plan: Plan, kept: Mapping[str, Keep]) -> Any:
+        bypassed = {b.output: b.source for b in plan.of(Bypass)}
+        return masked_hook(self.view, Masked(self.analysis.keeps(kept)), bypassed)
+
+    def apply(self, plan: Plan, kept: Mapping[str, Keep]) -> AppliedTorch:
+        """The user's class where it can express the plan, else the graph as a module."""
+        slim = edit(self.program, plan)
+        if self.program.module is None:
+            return AppliedTorch(self._exported(slim), replace(plan, form="graph"), [], slim)
+        try:
+            return self._same_class(plan, kept, slim)
+        except Diverged as reason:
+            note = f"returned as a graph module, because the class cannot express the plan: {reason}"
+            module = program_module(slim, training=self.program.module.training)
+            return AppliedTorch(module, replace(plan, form="graph"), [note], slim)
+
+    def _exported(self, slim: Program) -> ExportedProgram:
+        """An ExportedProgram goes in, so one comes back."""
+        args, kwargs = self.program.exported.example_inputs or ((), {})
+        shapes = _dynamic_like(self.program, args, kwargs)
+        like = replace(self.program, args=tuple(args), kwargs=dict(kwargs), dynamic_shapes=shapes)
+        return recapture(program_module(slim), like).exported
+
+    def _same_class(self, plan: Plan, kept: Mapping[str, Keep], slim: Program) -> AppliedTorch:
+        module = self.program.module
+        assert module is not None
+        keeps = self.analysis.keeps(kept)
+        widths = module_actions(self.program, self.view, plan, keeps)
+        ways = replacements(self.program, self.view, plan)
+        for replaced in ways:
+            here = [a for a in widths if not any(under(a.module, r.module) for r in replaced)]
+            full = replace(plan.with_actions([*here, *replaced]), form="class")
+            edited = narrowed(module, full, self.program.tied)
+            try:
+                program = accepted(edited, self.program, slim, self.view, keeps, full)
+            except Diverged:
+                if replaced is ways[-1]:
+                    raise
+                continue
+            return AppliedTorch(edited, full, [], program)
+        raise AssertionError("there is always a way to try")
+
+    def adopt(self, result: Any, plan: Plan) -> AppliedTorch:
+        """A module from elsewhere, exported with this model's inputs."""
+        if isinstance(result, torch.nn.Module):
+            return AppliedTorch(result, plan, [], recapture(result, self.program))
+        if isinstance(result, torch.export.ExportedProgram):
+            return AppliedTorch(result, plan, [], capture(result))
+        raise InvalidOption(
+            f"the original is a PyTorch model, so the result must be one, not a {type(result).__name__}"
+        )
+
+    def node_checks(
+        self, applied: Applied, kept: Mapping[str, Keep], inputs: list[Any]
+    ) -> Iterator[NodeCheck]:
+        """Every operator of the result on the masked original's activations."""
+        assert isinstance(applied, AppliedTorch)
+        assert applied.program is not None
+        runner = self._masked_runner(applied.plan, None)
+        yield from check_nodes(
+            runner,
+            self.view,
+            self.analysis.keeps(kept),
+            self._hook(applied.plan, kept),
+            applied.program,
+            inputs,
+            list(applied.plan.of(Bypass)),
+        )
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the graph's text and of every weight."""
+        digest = hashlib.sha256(str(self.program.graph).encode())
+        for name in sorted(self.program.weights):
+            tensor = self.program.weights[name].detach()
+            digest.update(f"{name}{tensor.dtype}{tuple(tensor.shape)}".encode())
+            if tensor.device.type != "meta":
+                raw = tensor.cpu().contiguous().reshape(-1).view(torch.uint8)
+                digest.update(raw.numpy().data)
+        return digest.hexdigest()
+
+    @cached_property
+    def output_names(self) -> Sequence[str]:
+        """Names of the flat outputs, by their place in the output structure."""
+        count = sum(kind == "USER_OUTPUT" for kind, _ in self.program.outputs)
+        dummy = pytree.tree_unflatten(list(range(count)), self.program.out_spec)
+        paths, _ = pytree.tree_flatten_with_path(dummy)
+        return ["output" + pytree.keystr(path) for path, _ in paths]
+
+
+def _dynamic_like(program: Program, args: Any, kwargs: Any) -> Any:
+    """Dynamic shapes that keep dynamic what is dynamic in an exported program."""
+    holes = iter([n for n in program.graph.nodes if n.op == "placeholder" and n.name in program.inputs])
+
+    def spec(leaf: Any) -> Any:
+        fake = next(holes).meta.get("val")
+        if not isinstance(fake, torch.Tensor):
+            return None
+        return {d: torch.export.Dim.AUTO for d, n in enumerate(fake.shape) if not isinstance(n, int)}
+
+    positional = tuple(pytree.tree_map(spec, a) for a in args)
+    names = argument_names(program)
+    keyword = {k: pytree.tree_map(spec, v) for k, v in kwargs.items()}
+    return {**dict(zip(names, positional, strict=False)), **keyword}
+
+
+__all__ = ["Analysis", "AppliedTorch", "TorchSubject"]

@@ -1,0 +1,136 @@
+"""Applies the weight actions of a plan to tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+
+from sparsecc.errors import PlanConflict
+from sparsecc.fx.capture import find_ties
+from sparsecc.plan import Bypass, Mask, Plan, Replace, Take, Write
+
+
+def taken(tensor: torch.Tensor, takes: Iterable[Take]) -> torch.Tensor:
+    """A new tensor with the kept positions; what is dropped first is what shrinks most."""
+    out = tensor
+    for take in sorted(takes, key=lambda t: len(t.indices) / t.size):
+        out = out.index_select(take.axis, torch.from_numpy(take.indices).to(tensor.device))
+    return out
+
+
+def substituted(plan: Plan, name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """A weight with the plan's values and masks put in, at its original size."""
+    for write in plan.of(Write):
+        if write.weight == name:
+            tensor = torch.from_numpy(write.values.copy()).to(tensor).reshape(tensor.shape)
+    for mask in plan.of(Mask):
+        if mask.weight == name:
+            keep = torch.from_numpy(mask.keep).to(tensor.device)
+            tensor = torch.where(keep, tensor, torch.zeros((), dtype=tensor.dtype, device=tensor.device))
+    return tensor
+
+
+class WeightActions:
+    """The weight actions of a plan, indexed by weight."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.valued = {a.weight for a in (*plan.of(Write), *plan.of(Mask))}
+        self.takes: dict[str, list[Take]] = {}
+        self.uses: dict[tuple[str, str, int], list[Take]] = {}
+        for take in plan.of(Take):
+            if take.use is None:
+                self.takes.setdefault(take.weight, []).append(take)
+            else:
+                self.uses.setdefault((take.weight, *take.use), []).append(take)
+
+    def touches(self, name: str) -> bool:
+        """Whether the weight changes."""
+        return name in self.valued or name in self.takes
+
+    def edit(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
+        """The edited weight; the same tensor where nothing changes."""
+        tensor = tensor.detach()
+        if name in self.valued:
+            tensor = substituted(self.plan, name, tensor)
+        return taken(tensor, self.takes.get(name, ()))
+
+
+def exact_weights(plan: Plan, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Written weights of a lossless plan in float64, before they were rounded to the model's dtype.
+
+    Slimming is exact where numbers are; its float64 check is about the plan and not about rounding,
+    which the check in the model's own dtype covers.  ``weights`` are those of the result: only those
+    that are the rounded ones are told.
+    """
+    if plan.mode != "slim":
+        return {}
+    actions = WeightActions(plan)
+    out: dict[str, torch.Tensor] = {}
+    for write in plan.of(Write):
+        wide = actions.edit(write.weight, torch.from_numpy(write.values.copy()).double())
+        stored = weights.get(write.weight)
+        if stored is not None and torch.equal(wide.to(stored.dtype), stored.detach().cpu()):
+            out[write.weight] = wide
+    return out
+
+
+def edited_weights(plan: Plan, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A new state dict: planned weights edited, ties kept, the rest shared with the input.
+
+    Raises PlanConflict where the plan cuts one constant differently for several nodes, which a
+    state dict cannot express, and where shapes differ from those that were planned for.
+    """
+    actions = WeightActions(plan)
+    if actions.uses:
+        names = ", ".join(sorted({name for name, _, _ in actions.uses}))
+        raise PlanConflict(
+            f"{names}: cut differently for several nodes, which a state dict cannot hold; use the model"
+        )
+    ties = find_ties(state)
+    plan.check_shapes({n: tuple(state[n].shape) for n in plan.shapes if n in state})
+    after = renamed(plan, state)
+    done: dict[str, torch.Tensor] = {}
+    for name, tensor in state.items():
+        if name not in after:
+            continue
+        first = ties.get(name, name)
+        if first not in done:
+            planned = next((n for n in (first, name) if actions.touches(n)), None)
+            done[first] = tensor if planned is None else actions.edit(planned, tensor)
+        done[name] = done[first]
+    return {new: done[old] for old, new in after.items()}
+
+
+def under(name: str, module: str) -> bool:
+    """Whether a dotted name is that of a module, or of something in it."""
+    return name == module or name.startswith(f"{module}.")
+
+
+def renamed(plan: Plan, names: Iterable[str]) -> dict[str, str]:
+    """What weights are called once the plan is applied; those that go with bypassed blocks are left out."""
+    replaced = list(plan.of(Replace))
+    if not replaced:
+        lost = {w for b in plan.of(Bypass) for w in b.weights}
+        names = list(names)
+        owners = {w.rpartition(".")[0] for w in lost}
+        owners -= {
+            n.rpartition(".")[0] for n in names if n not in lost and not n.endswith("num_batches_tracked")
+        }
+        return {n: n for n in names if n not in lost and n.rpartition(".")[0] not in owners}
+    holes: dict[str, list[int]] = {}
+    for action in replaced:
+        if action.by == "nothing":
+            parent, _, place = action.module.rpartition(".")
+            holes.setdefault(parent, []).append(int(place))
+    return {n: _moved(n, holes) for n in names if not any(under(n, a.module) for a in replaced)}
+
+
+def _moved(name: str, holes: Mapping[str, list[int]]) -> str:
+    for parent, places in holes.items():
+        if name.startswith(f"{parent}."):
+            head, _, rest = name[len(parent) + 1 :].partition(".")
+            if head.isdigit():
+                return f"{parent}.{int(head) - sum(p < int(head) for p in places)}.{rest}"
+    return name

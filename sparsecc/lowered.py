@@ -1,0 +1,119 @@
+"""Lowers a verified result to ONNX for the targets, and checks what the lowering did."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sparsecc.artifact import MODEL, WEIGHTS, Artifact
+from sparsecc.errors import UnsupportedModel
+from sparsecc.onnxfile.model import OnnxFile
+from sparsecc.signature import Signature, onnx_signature
+from sparsecc.verification.certificate import Certificate, Check
+from sparsecc.verification.check import certify, distance
+
+if TYPE_CHECKING:
+    from sparsecc.pipeline import Pruned
+    from sparsecc.plan import Plan
+    from sparsecc.subject import Applied, Subject
+
+#: an exporter rounds constants to the model's dtype: relative error of the lowered graph in float64
+LOWERING_ULPS = 1024.0
+#: onnxruntime approximates (sigmoid, erf): absolute error in units of max(1, largest output)
+RUNTIME_ULPS = 4096.0
+
+
+def lowered(result: Pruned) -> tuple[OnnxFile, Signature]:
+    """The result as an ONNX model, and how it is called."""
+    from sparsecc.onnxfile.subject import AppliedOnnx
+
+    if isinstance(result.applied, AppliedOnnx):
+        assert result.applied.file is not None
+        file = result.applied.file
+        return file, onnx_signature(file.proto)
+    from sparsecc.fx.capture import recapture
+    from sparsecc.fx.subject import AppliedTorch, TorchSubject
+    from sparsecc.fx.to_onnx import to_onnx, torch_signature
+
+    assert isinstance(result.applied, AppliedTorch)
+    assert isinstance(result.subject, TorchSubject)
+    program = result.applied.program
+    assert program is not None
+    if program.module is None:
+        program = recapture(result.model, result.subject.program)
+    proto = to_onnx(program.exported)
+    return OnnxFile.load(proto), torch_signature(result.subject.program.exported, proto)
+
+
+def certify_artifact(subject: Subject, plan: Plan, artifact: Artifact, executor: Any) -> Certificate:
+    """Check an artifact against the model that it was made from, by way of its plan.
+
+    Raises UnsupportedModel where the artifact holds no ONNX model.
+    """
+    kept = subject.kept(plan)
+    applied = subject.apply(plan, kept)
+    certificate = certify(subject, applied, kept)
+    if MODEL not in artifact.members:
+        raise UnsupportedModel(f"artifacts for {artifact.target!r} hold no ONNX model that could be checked")
+    with tempfile.TemporaryDirectory(prefix="sparsecc-") as folder:
+        artifact.extract(folder, *(name for name in (MODEL, WEIGHTS) if name in artifact.members))
+        file = OnnxFile.load(Path(folder, MODEL))
+        return _with_lowered(subject, applied, certificate, file, executor)
+
+
+def check_lowered(result: Pruned, file: OnnxFile, executor: Any) -> Certificate:
+    """The certificate with checks of the lowered graph (float64 reference) and of the running artifact."""
+    return _with_lowered(result.subject, result.applied, result.certificate, file, executor)
+
+
+def _with_lowered(
+    subject: Subject, applied: Applied, certificate: Certificate, file: OnnxFile, executor: Any
+) -> Certificate:
+    from sparsecc.reference.onnx_run import Runner
+
+    checks: list[Check] = []
+    exact = Runner(file, dtype=torch.float64, cache=False)
+    names = [v.name for v in file.inputs]
+    for seed, variant in ((0, 0), (1, 1)):
+        inputs, words = subject.inputs(seed, variant)
+        flat = list(inputs.values()) if isinstance(inputs, dict) else inputs
+        values = [v for v in flat if isinstance(v, torch.Tensor)]
+        if len(values) != len(names):
+            raise UnsupportedModel(f"the lowered model takes {len(names)} inputs, the program {len(values)}")
+        feeds = dict(zip(names, values, strict=True))
+        want = [y for y in applied.run(inputs, torch.float64) if isinstance(y, torch.Tensor)]
+        found = exact.run(feeds)
+        wide = [found[v.name] for v in file.proto.graph.output]
+        ran = executor.run_named(feeds)
+        for info, ours, reference in zip(file.proto.graph.output, wide, want, strict=True):
+            checks += _checks(info.name, ours, ran[info.name], reference, words)
+    status = certificate.status if all(c.passed for c in checks) else "FAILED"
+    return replace(certificate, status=status, checks=(*certificate.checks, *checks))
+
+
+def _checks(
+    name: str, exact: torch.Tensor, ran: torch.Tensor, reference: torch.Tensor, words: str
+) -> list[Check]:
+    if not reference.is_floating_point():
+        return [
+            Check("lowered graph", "differs", float(not torch.equal(exact, reference)), 0.0, words, name),
+            Check("artifact", "differs", float(not torch.equal(ran, reference)), 0.0, words, name),
+        ]
+    unit = torch.finfo(ran.dtype if ran.is_floating_point() else torch.float32).eps / 2
+    error, scale = distance(exact, reference)
+    runtime, _ = distance(ran, exact)
+    return [
+        Check(
+            "lowered graph",
+            "relative error",
+            error / scale if scale else error,
+            LOWERING_ULPS * unit,
+            words,
+            name,
+        ),
+        Check("artifact", "absolute error", runtime, RUNTIME_ULPS * unit * max(1.0, scale), words, name),
+    ]

@@ -1,0 +1,1 @@
+"""ONNX files: the container, its structure checks, shapes and synthetic inputs."""

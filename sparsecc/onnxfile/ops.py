@@ -1,0 +1,362 @@
+"""ONNX operators as canonical calls: one table entry an operator.
+
+An entry takes a ``Site`` (a node with its shapes and known integers) and returns ``(op, operands,
+attrs)``; operands are input indices.  What is not in the table becomes an unknown operator, and
+freezes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import NodeProto
+
+from sparsecc.onnxfile.shapes import Shapes
+
+
+class Spec(NamedTuple):
+    """A canonical call: operands are input indices of the node, None where absent."""
+
+    op: str
+    operands: Sequence[int | None]
+    attrs: dict[str, Any] = {}  # noqa: RUF012
+
+
+class Site:
+    """One node, as table entries see it."""
+
+    def __init__(self, node: NodeProto, shapes: Shapes, opset: int) -> None:
+        self.node = node
+        self.shapes = shapes
+        self.opset = opset
+        self.attributes = {a.name: a for a in node.attribute}
+
+    def attr(self, name: str, default: Any = None) -> Any:
+        """An attribute as plain Python data (bytes as text)."""
+        found = self.attributes.get(name)
+        if found is None:
+            return default
+        value = onnx.helper.get_attribute_value(found)
+        return value.decode() if isinstance(value, bytes) else value
+
+    def has(self, index: int) -> bool:
+        """Whether input ``index`` is given."""
+        return index < len(self.node.input) and bool(self.node.input[index])
+
+    def present(self) -> list[int]:
+        """Indices of the inputs that are given."""
+        return [i for i in range(len(self.node.input)) if self.node.input[i]]
+
+    def shape(self, index: int) -> tuple[int, ...]:
+        """Shape of an input; ValueError where it is not known."""
+        found = self.shapes.get(self.node.input[index]).shape
+        if found is None:
+            raise ValueError(f"the shape of {self.node.input[index]!r} is not known")
+        return found
+
+    def out(self, index: int = 0) -> tuple[int, ...]:
+        """Shape of an output; ValueError where it is not known."""
+        found = self.shapes.get(self.node.output[index]).shape
+        if found is None:
+            raise ValueError(f"the shape of {self.node.output[index]!r} is not known")
+        return found
+
+    def known(self, index: int) -> npt.NDArray[Any] | None:
+        """Values of an input that follows from sizes and constants; None where it does not."""
+        return self.shapes.get(self.node.input[index]).known if self.has(index) else None
+
+    def ints(self, name: str, index: int) -> list[int] | None:
+        """An integer list that older opsets keep in an attribute and newer ones in an input."""
+        if name in self.attributes:
+            return [int(v) for v in self.attr(name)]
+        if not self.has(index):
+            return None
+        known = self.known(index)
+        if known is None:
+            raise ValueError(f"{name} is computed from data")
+        return [int(v) for v in np.atleast_1d(known)]
+
+
+Entry = Callable[[Site], Spec]
+
+
+def _elementwise(s: Site) -> Spec:
+    return Spec("elementwise", s.present())
+
+
+def _first(s: Site) -> Spec:
+    return Spec("elementwise", [0])
+
+
+def _conv(s: Site) -> Spec:
+    name = "conv" if s.node.op_type == "Conv" else "conv_transpose"
+    return Spec(name, [0, 1, 2 if s.has(2) else None], {"groups": s.attr("group", 1)})
+
+
+def _gemm(s: Site) -> Spec:
+    attrs = {"trans_a": bool(s.attr("transA", 0)), "trans_b": bool(s.attr("transB", 0))}
+    return Spec("gemm", [0, 1, 2 if s.has(2) else None], attrs)
+
+
+def _reduce(kind: str) -> Entry:
+    def entry(s: Site) -> Spec:
+        rank = len(s.shape(0))
+        axes = s.ints("axes", 1)
+        if not axes and s.attr("noop_with_empty_axes", 0):
+            return Spec("elementwise", [0])
+        dims = [a % rank for a in axes] if axes else list(range(rank))
+        return Spec("reduce", [0], {"kind": kind, "dims": dims, "keepdim": bool(s.attr("keepdims", 1))})
+
+    return entry
+
+
+def _ordered(default: int | None) -> Entry:
+    def entry(s: Site) -> Spec:
+        axis = s.attr("axis", default)
+        if s.node.op_type in ("CumSum", "CumProd"):
+            (axis,) = s.ints("axis", 1) or [0]
+        return Spec("ordered", [0], {"dims": [axis]})
+
+    return entry
+
+
+def _softmax(s: Site) -> Spec:
+    rank = len(s.shape(0))
+    if s.opset < 13:
+        axis = s.attr("axis", 1) % rank
+        return Spec("softmax", [0], {"dims": list(range(axis, rank))})
+    return Spec("softmax", [0], {"dims": [s.attr("axis", -1) % rank]})
+
+
+def _batch_norm(s: Site) -> Spec:
+    if s.attr("training_mode", 0) or len([o for o in s.node.output if o]) > 1:
+        return Spec("BatchNormalization (training)", s.present())
+    return Spec("batch_norm", [0, 1, 2, 3, 4], {"eps": s.attr("epsilon", 1e-5)})
+
+
+def _layer_norm(kind: str) -> Entry:
+    def entry(s: Site) -> Spec:
+        if len([o for o in s.node.output if o]) > 1:
+            return Spec(f"{s.node.op_type} (with statistics)", s.present())
+        rank = len(s.shape(0))
+        dims = list(range(s.attr("axis", -1) % rank, rank))
+        operands = [0, 1 if s.has(1) else None, 2 if s.has(2) else None]
+        return Spec("layer_norm", operands, {"kind": kind, "dims": dims, "eps": s.attr("epsilon", 1e-5)})
+
+    return entry
+
+
+def _instance_norm(s: Site) -> Spec:
+    return Spec("instance_norm", [0, 1, 2], {"eps": s.attr("epsilon", 1e-5)})
+
+
+def _group_norm(s: Site) -> Spec:
+    attrs = {
+        "groups": s.attr("num_groups"),
+        "eps": s.attr("epsilon", 1e-5),
+        "affine": "group" if s.opset < 21 else "channel",
+    }
+    return Spec("group_norm", [0, 1, 2], attrs)
+
+
+def _lp_norm(s: Site) -> Spec:
+    return Spec("softmax", [0], {"dims": [s.attr("axis", -1) % len(s.shape(0))]})
+
+
+def _transpose(s: Site) -> Spec:
+    rank = len(s.shape(0))
+    return Spec("layout", [0], {"source": list(s.attr("perm", list(reversed(range(rank)))))})
+
+
+def _squeeze(s: Site) -> Spec:
+    shape = s.shape(0)
+    axes = s.ints("axes", 1)
+    dropped = {a % len(shape) for a in axes} if axes else {d for d, n in enumerate(shape) if n == 1}
+    return Spec("layout", [0], {"source": [d for d in range(len(shape)) if d not in dropped]})
+
+
+def _unsqueeze(s: Site) -> Spec:
+    rank = len(s.out())
+    added = {a % rank for a in s.ints("axes", 1) or ()}
+    rest = iter(range(len(s.shape(0))))
+    return Spec("layout", [0], {"source": [None if d in added else next(rest) for d in range(rank)]})
+
+
+def _reshape(s: Site) -> Spec:
+    return Spec("reshape", [0])
+
+
+def _expand(s: Site) -> Spec:
+    return Spec("expand", [0])
+
+
+def _tile(s: Site) -> Spec:
+    return Spec("tile", [0])
+
+
+def _concat(s: Site) -> Spec:
+    return Spec("concat", s.present(), {"dim": s.attr("axis")})
+
+
+def _split(s: Site) -> Spec:
+    return Spec("split", [0], {"dim": s.attr("axis", 0)})
+
+
+def _slice(s: Site) -> Spec:
+    shape = s.shape(0)
+    starts, ends = s.ints("starts", 1), s.ints("ends", 2)
+    if starts is None or ends is None:
+        raise ValueError("Slice without starts or ends")
+    axes = s.ints("axes", 3) or list(range(len(starts)))
+    steps = s.ints("steps", 4) or [1] * len(starts)
+    slices = {}
+    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+        size = shape[axis % len(shape)]
+        bounds = slice(start, end, step).indices(size) if step > 0 else (start, end, step)
+        slices[axis % len(shape)] = tuple(bounds)
+    return Spec("slice", [0], {"slices": slices})
+
+
+def _gather(s: Site) -> Spec:
+    dim = s.attr("axis", 0)
+    known = s.known(1)
+    if known is not None and known.ndim == 0:
+        return Spec("select", [0], {"dim": dim, "index": int(known)})
+    return Spec("index", [0, 1], {"dim": dim})
+
+
+def _pad(s: Site) -> Spec:
+    rank = len(s.shape(0))
+    flat = s.ints("pads", 1)
+    if flat is None:
+        raise ValueError("Pad without pads")
+    axes = s.ints("axes", 3) if s.has(3) else None
+    dims = [a % rank for a in axes] if axes is not None else list(range(rank))
+    pads = [(0, 0)] * rank
+    for i, dim in enumerate(dims):
+        pads[dim] = (flat[i], flat[i + len(dims)])
+    return Spec("pad", [0], {"pads": pads, "mode": s.attr("mode", "constant")})
+
+
+def _depth_to_space(s: Site) -> Spec:
+    return Spec("depth_to_space", [0], {"factor": s.attr("blocksize"), "mode": s.attr("mode", "DCR")})
+
+
+def _space_to_depth(s: Site) -> Spec:
+    return Spec("space_to_depth", [0], {"factor": s.attr("blocksize"), "mode": "DCR"})
+
+
+def _gather_nd(s: Site) -> Spec:
+    return Spec("gather_nd", [0, 1], {"batch_dims": s.attr("batch_dims", 0)})
+
+
+def _spatial(s: Site) -> Spec:
+    return Spec("mixed", [0], {"kept": [0, 1]})
+
+
+def _resize(s: Site) -> Spec:
+    shape, out = s.shape(0), s.out()
+    axes = [a % len(shape) for a in s.attr("axes", range(len(shape)))]
+    if shape[:2] != out[:2] or axes != list(range(len(shape)))[-len(axes) :]:
+        return Spec(f"{s.node.op_type} (of channels, or of axes in another order)", [0])
+    return Spec("resize", [0], {"kept": [0, 1]})
+
+
+def _create(s: Site) -> Spec:
+    return Spec("create", [])
+
+
+def _positions(s: Site) -> Spec:
+    return Spec("positions", [])
+
+
+def _triangle(s: Site) -> Spec:
+    rank = len(s.shape(0))
+    return Spec("ordered", [0], {"dims": [rank - 2, rank - 1]})
+
+
+def _recurrent(gates: int) -> Entry:
+    def entry(s: Site) -> Spec:
+        outputs = [i for i, name in enumerate(s.node.output) if name]
+        operands: list[int | None] = [i if s.has(i) else None for i in range(8)]
+        return Spec(
+            "recurrent_onnx", operands, {"gates": gates, "layout": s.attr("layout", 0), "outputs": outputs}
+        )
+
+    return entry
+
+
+def _einsum(s: Site) -> Spec:
+    return Spec("einsum", s.present(), {"equation": s.attr("equation")})
+
+
+def _prelu(s: Site) -> Spec:
+    return Spec("elementwise", [0, 1])
+
+
+_ELEMENTWISE = (
+    "Abs", "Acos", "Acosh", "Add", "And", "Asin", "Asinh", "Atan", "Atanh", "BitShift",
+    "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor", "Ceil", "Celu", "Clip", "Cos", "Cosh",
+    "Div", "Elu", "Equal", "Erf", "Exp", "Floor", "Gelu", "Greater", "GreaterOrEqual",
+    "HardSigmoid", "HardSwish", "Identity", "IsInf", "IsNaN", "LeakyRelu", "Less", "LessOrEqual",
+    "Log", "Max", "Mean", "Min", "Mish", "Mod", "Mul", "Neg", "Not", "Or", "Pow", "Reciprocal",
+    "Relu", "Round", "Selu", "Shrink", "Sigmoid", "Sign", "Sin", "Sinh", "Softplus", "Softsign",
+    "Sqrt", "Sub", "Sum", "Swish", "Tan", "Tanh", "ThresholdedRelu", "Where", "Xor",
+)  # fmt: skip
+
+TABLE: dict[str, Entry] = {
+    **dict.fromkeys(_ELEMENTWISE, _elementwise),
+    **dict.fromkeys(("Cast", "CastLike", "Dropout"), _first),
+    "PRelu": _prelu,
+    **dict.fromkeys(("Conv", "ConvTranspose"), _conv),
+    "Gemm": _gemm,
+    "MatMul": lambda s: Spec("matmul", [0, 1]),
+    "Einsum": _einsum,
+    **{
+        f"Reduce{k}": _reduce(k)
+        for k in ["Sum", "Mean", "Max", "Min", "Prod", "L1", "L2", "LogSum", "LogSumExp", "SumSquare"]
+    },
+    **dict.fromkeys(("ArgMax", "ArgMin"), _ordered(0)),
+    **dict.fromkeys(("CumSum", "CumProd"), _ordered(0)),
+    **dict.fromkeys(("TopK", "Hardmax"), _ordered(-1)),
+    **dict.fromkeys(("Softmax", "LogSoftmax"), _softmax),
+    "BatchNormalization": _batch_norm,
+    "LayerNormalization": _layer_norm("layer"),
+    "RMSNormalization": _layer_norm("rms"),
+    "InstanceNormalization": _instance_norm,
+    "GroupNormalization": _group_norm,
+    "LpNormalization": _lp_norm,
+    "Transpose": _transpose,
+    "Squeeze": _squeeze,
+    "Unsqueeze": _unsqueeze,
+    **dict.fromkeys(("Reshape", "Flatten"), _reshape),
+    "Expand": _expand,
+    "Tile": _tile,
+    "Concat": _concat,
+    "Split": _split,
+    "Slice": _slice,
+    "Gather": _gather,
+    "GatherND": _gather_nd,
+    "DepthToSpace": _depth_to_space,
+    "SpaceToDepth": _space_to_depth,
+    "Pad": _pad,
+    **dict.fromkeys(("Resize", "Upsample"), _resize),
+    **{f"{k}Pool": _spatial for k in ("Max", "Average", "Lp", "GlobalMax", "GlobalAverage", "GlobalLp")},
+    "ConstantOfShape": _create,
+    **dict.fromkeys(["Range", "EyeLike", "OneHot", "NonZero"], _positions),
+    "Trilu": _triangle,
+    "LSTM": _recurrent(4),
+    "GRU": _recurrent(3),
+    "RNN": _recurrent(1),
+}
+
+#: inputs of contractions and of what leads there: an initializer is one parameter, however often it is used
+CONTRACTED: dict[str, tuple[int, ...]] = {
+    "Conv": (1,), "ConvTranspose": (1,), "Gemm": (0, 1), "MatMul": (0, 1), "Gather": (0,), "Transpose": (0,),
+    **{f"Reduce{k}": (0,) for k in ("Sum", "Mean", "L1", "L2", "SumSquare", "Max")},
+    "LSTM": (1, 2), "GRU": (1, 2), "RNN": (1, 2), "Einsum": (0, 1),
+}  # fmt: skip

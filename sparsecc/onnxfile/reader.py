@@ -1,0 +1,156 @@
+"""Builds the view of an ONNX model."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import torch
+from onnx import NodeProto
+
+from sparsecc.graph import Call, Value, View
+from sparsecc.onnxfile.model import OnnxFile, subgraphs
+from sparsecc.onnxfile.ops import CONTRACTED, TABLE, Site, Spec
+from sparsecc.onnxfile.semantics import ModelSemantics
+from sparsecc.onnxfile.shapes import Shapes
+from sparsecc.onnxfile.sizes import size_only
+from sparsecc.onnxfile.structure import free_names
+
+
+def read(model: OnnxFile, shapes: Shapes) -> View:
+    """The view of an inlined model; nothing of the model is copied or changed."""
+    return _Reader(model, shapes).view()
+
+
+def call_name(node: NodeProto, index: int) -> str:
+    """What plans call a node: its first output, which is unique in a graph."""
+    return next((name for name in node.output if name), f"node {index}")
+
+
+class _Reader:
+    def __init__(self, model: OnnxFile, shapes: Shapes) -> None:
+        self.model = model
+        self.shapes = shapes
+        self.values: dict[str, Value] = {}
+        self.calls: list[Call] = []
+        self.stored = {**model.initializers, **model.constants}
+        self.tied, self.uses = _initializer_uses(model)
+        self.sizes = size_only(model, shapes)
+
+    def view(self) -> View:
+        graph = self.model.proto.graph
+        inputs = [self._input(v.name) for v in self.model.inputs]
+        for index in self.model.order:
+            node = graph.node[index]
+            if node.op_type != "Constant" and node.output[0] not in self.sizes:
+                self._call(node, index)
+        outputs = [self._value(v.name) for v in graph.output]
+        weights = {n: v for n, v in self.values.items() if v.kind == "weight"}
+        return View(
+            dialect="onnx",
+            calls=self.calls,
+            inputs=inputs,
+            outputs=outputs,
+            weights=weights,
+            weight=self._tensor,
+            parameters=frozenset(n for n, v in weights.items() if v.dtype.startswith(("float", "bfloat"))),
+            semantics=ModelSemantics(self.model, self.shapes),
+        )
+
+    def _tensor(self, name: str) -> torch.Tensor:
+        return self.model.tensor(name)
+
+    def _input(self, name: str) -> Value:
+        value = self._new(name, "input")
+        self.values[name] = value
+        return value
+
+    def _new(self, name: str, kind: Any) -> Value:
+        info = self.shapes.get(name)
+        shape = info.shape or ()
+        dynamic = info.dynamic if info.shape is not None and any(info.dynamic) else ()
+        dtype = str(info.dtype)[6:] if info.dtype is not None else "unknown"
+        return Value(name, tuple(shape), dtype, kind, tuple(dynamic), example=tuple(shape))
+
+    def _value(self, name: str) -> Value:
+        found = self.values.get(name)
+        if found is not None:
+            return found
+        if name in self.stored:
+            kind = "weight" if self._is_parameter(name) else "const"
+            value = self._new(name, kind)
+            value.weight = name
+        else:
+            value = self._new(name, "const")
+            value.data = self.shapes.get(name).known
+        self.values[name] = value
+        return value
+
+    def _is_parameter(self, name: str) -> bool:
+        """One parameter: multiplied somewhere, or used once; other shared tensors are constants."""
+        info = self.shapes.get(name)
+        if info.dtype is None or not info.dtype.is_floating_point:
+            return False
+        return name in self.tied or self.uses[name] == 1
+
+    def _call(self, node: NodeProto, index: int) -> None:
+        spec = self._spec(node)
+        inputs = tuple(None if i is None else self._value(node.input[i]) for i in spec.operands)
+        refs: tuple[Any, ...] = tuple(spec.operands)
+        captured = [n for g in subgraphs(node) for n in sorted(free_names(g))]
+        if captured:
+            inputs += tuple(self._value(n) for n in captured)
+            refs += (None,) * len(captured)
+        outputs = []
+        for name in node.output:
+            if name:
+                self.values[name] = self._new(name, "node")
+                outputs.append(self.values[name])
+        where = f"node {index}, {node.op_type}" + (f" {node.name!r}" if node.name else "")
+        self.calls.append(
+            Call(spec.op, call_name(node, index), inputs, tuple(outputs), spec.attrs, where, index, refs)
+        )
+
+    def _spec(self, node: NodeProto) -> Spec:
+        site = Site(node, self.shapes, self.model.opset)
+        everything = site.present()
+        names = [n for n in (*node.input, *node.output) if n]
+        unknown = next((n for n in names if self.shapes.get(n).shape is None), None)
+        default = node.domain in ("", "ai.onnx")
+        entry = TABLE.get(node.op_type) if default else None
+        if entry is None:
+            prefix = "" if default else f"{node.domain}."
+            return Spec(f"{prefix}{node.op_type}", everything)
+        if unknown is not None:
+            return Spec(f"{node.op_type} (of a shape that is not known before it runs)", everything)
+        try:
+            return entry(site)
+        except (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError):
+            return Spec(f"{node.op_type} (unusual arguments)", everything)
+
+
+def _bounds(node: NodeProto) -> bytes:
+    """What a Slice cuts out, as something to compare."""
+    parts = [a.SerializeToString() for a in node.attribute]
+    return b"".join([*parts, *(name.encode() + b"," for name in node.input[1:])])
+
+
+def _initializer_uses(model: OnnxFile) -> tuple[set[str], Counter[str]]:
+    """Initializers that are one parameter however often they are used, and how often each one is used.
+
+    Those are the ones that a contraction multiplies, and those that are cut into several pieces.
+    """
+    tied: set[str] = set()
+    uses: Counter[str] = Counter()
+    cuts: dict[str, set[bytes]] = {}
+    for node in model.proto.graph.node:
+        uses.update(n for n in node.input if n)
+        for graph in subgraphs(node):
+            uses.update(free_names(graph))
+        places = CONTRACTED.get(node.op_type, ())
+        tied.update(node.input[i] for i in places if i < len(node.input))
+        if node.op_type == "Slice":
+            cuts.setdefault(node.input[0], set()).add(_bounds(node))
+    tied.update(name for name, different in cuts.items() if len(different) > 1)
+    uses.update(v.name for v in model.proto.graph.output)
+    return tied, uses

@@ -1,0 +1,126 @@
+"""Numbers that a graph computes from sizes: what they are, what an edit makes of them, how to keep them.
+
+``Shape`` of a value that shrinks gives other numbers than before, and so does whatever is computed
+from it.  Most of that is welcome (a Reshape that follows the width of its input), some is not (a
+softmax scale, an index).  Here the size computations are run again for the edited graph, so that an
+editor can compare, and cloned with the original sizes put back where numbers must stay but vary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy.typing as npt
+import onnx
+import torch
+from onnx import NodeProto
+
+from sparsecc.axes.analysis import Keeps
+from sparsecc.axes.terms import Term, resolve
+from sparsecc.errors import PlanConflict
+from sparsecc.onnxfile.model import OnnxFile, to_numpy, to_torch
+from sparsecc.onnxfile.shapes import Info, Shapes
+from sparsecc.onnxfile.structure import uses
+
+Numbers = npt.NDArray[Any]
+
+
+def size_only(model: OnnxFile, shapes: Shapes) -> set[str]:
+    """First outputs of nodes that compute on sizes and constants alone, and that no graph output shows."""
+    found: dict[str, NodeProto] = {}
+    for index in model.order:
+        node = model.proto.graph.node[index]
+        outputs = [n for n in node.output if n]
+        if node.op_type in ("Shape", "Size") or all(_is_size(shapes.get(n)) for n in outputs):
+            found[node.output[0]] = node
+    shown = {v.name for v in model.proto.graph.output}
+    for node in reversed(found.values()):
+        if shown.intersection(node.output):
+            shown |= uses(node)
+    return {name for name, node in found.items() if not shown.intersection(node.output)}
+
+
+def _is_size(info: Info) -> bool:
+    """Known integers, or a known single number; small weights that are computed on are no sizes."""
+    return info.known is not None and (info.known.dtype.kind != "f" or info.known.size == 1)
+
+
+class Sizes:
+    """The size computations of ``model`` that an edit changes.
+
+    ``now`` holds the new values (at the representative sizes) of those that change; ``new_shape``
+    tells the sizes that a value of the main graph has after the edit.
+    """
+
+    def __init__(
+        self, model: OnnxFile, shapes: Shapes, new_shape: Callable[[str], tuple[int, ...] | None]
+    ) -> None:
+        self.model = model
+        self.shapes = shapes
+        self.new_shape = new_shape
+        self.affected = self._affected(size_only(model, shapes))
+        self.now: dict[str, Numbers] = self._evaluated() if self.affected else {}
+
+    def _affected(self, own: set[str]) -> list[NodeProto]:
+        """Size computations that see a size which changes, in order."""
+        changed: set[str] = set()
+        found: list[NodeProto] = []
+        for index in self.model.order:
+            node = self.model.proto.graph.node[index]
+            if node.output[0] not in own:
+                continue
+            reads = uses(node)
+            if reads & changed or any(n not in changed and self._resized(n) for n in reads):
+                found.append(node)
+                changed.update(n for n in node.output if n)
+        return found
+
+    def _resized(self, name: str) -> bool:
+        old = self.shapes.get(name).shape
+        return old is not None and self.new_shape(name) != old
+
+    def _evaluated(self) -> dict[str, Numbers]:
+        from sparsecc.reference.onnx_run import Runner
+
+        produced = {n for node in self.affected for n in node.output if n}
+        feeds = {n: self._feed(n) for node in self.affected for n in sorted(uses(node) - produced)}
+        graph = onnx.helper.make_graph(
+            self.affected, "sizes", [onnx.helper.make_empty_tensor_value_info(n) for n in feeds], []
+        )
+        proto = onnx.helper.make_model(graph, opset_imports=self.model.proto.opset_import)
+        values = Runner(OnnxFile(proto)).run(feeds, keep_values=True)
+        return {n: to_numpy(values[n]) for n in produced if isinstance(values.get(n), torch.Tensor)}
+
+    def _feed(self, name: str) -> torch.Tensor:
+        info = self.shapes.get(name)
+        if not self._resized(name):  # else only its shape counts
+            known = None if info.known is None else to_torch(info.known)
+            if known is not None:
+                return known
+            if name in self.model.initializers or name in self.model.constants:
+                return self.model.tensor(name)
+        shape = self.new_shape(name)
+        if shape is None:
+            raise PlanConflict(
+                f"sizes are computed from {name!r}, whose own size is not known; exclude what feeds it"
+            )
+        return torch.zeros((), dtype=info.dtype or torch.float32).expand(shape)
+
+
+def share(term: Term, keeps: Keeps) -> tuple[int, int] | None:
+    """(kept, of): any size of the axis becomes size * kept / of, whatever its dynamic factors are."""
+    root = resolve(term)
+    if keeps.mask(root) is None:
+        return 1, 1
+    if root.kind == "atom":
+        return keeps.count(root), root.size
+    if root.kind == "concat":
+        return None
+    kept, of = 1, 1
+    for part in root.parts:
+        found = share(part, keeps)
+        if found is None:
+            return None
+        kept, of = kept * found[0], of * found[1]
+    return kept, of

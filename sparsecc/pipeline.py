@@ -1,0 +1,160 @@
+"""Capture, decide, edit, verify: what every public entry point and every pass runs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from sparsecc.axes.analysis import Analysis
+from sparsecc.axes.terms import Keep
+from sparsecc.blocks import dropped, lost
+from sparsecc.errors import InvalidOption
+from sparsecc.lowering import lower
+from sparsecc.plan import Action, Bypass, Plan, Skip
+from sparsecc.report import Report
+from sparsecc.saliency import Saliency
+from sparsecc.subject import Applied, Subject
+from sparsecc.transform import Choice, Pass
+from sparsecc.verification import Certificate, certify
+
+#: told the name of each stage as it begins
+Progress = Callable[[str], None]
+
+
+def silent(stage: str) -> None:
+    """The ``Progress`` that tells nobody."""
+
+
+@dataclass
+class Pruned:
+    """A smaller model with the plan that made it and the certificate that it is right.
+
+    ``model`` is of the kind that was given.  ``save(path)`` writes the model's file for ONNX and a
+    state dict with the plan for PyTorch.
+    """
+
+    model: Any
+    plan: Plan
+    certificate: Certificate
+    report: Report
+    subject: Subject = field(repr=False)
+    applied: Applied = field(repr=False)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the result atomically: ``.onnx`` for ONNX models, a weights-and-plan file for PyTorch."""
+        from sparsecc.apply import save_pruned
+
+        save_pruned(self, Path(path))
+
+
+def open_subject(model: Any, example_inputs: Any = None, *, dynamic_shapes: Any = None) -> Subject:
+    """Capture a model of any kind.
+
+    Raises InvalidModel, UnsupportedModel or InvalidOption with the fix.
+    """
+    import torch
+    from torch.export import ExportedProgram
+
+    if isinstance(model, (torch.nn.Module, ExportedProgram)):
+        from sparsecc.fx.subject import TorchSubject
+
+        return TorchSubject(model, example_inputs, dynamic_shapes=dynamic_shapes)
+    from sparsecc.onnxfile.subject import OnnxSubject
+
+    return OnnxSubject(model, example_inputs)
+
+
+def decide(analysis: Analysis, passes: Sequence[Pass], saliency: Saliency | None = None) -> Plan:
+    """The joint plan of several passes: a later pass sees only what earlier ones left alone.
+
+    Groups that are only in blocks that some pass bypasses are not decided on.
+    """
+    kept: dict[str, Keep] = {}
+    by: dict[str, str] = {}
+    actions: list[Action] = []
+    skips: list[Skip] = []
+    modes = {p.mode for p in passes}
+    if len(modes) > 1:
+        raise InvalidOption(
+            "a recipe cannot mix lossless passes with pruning passes; run slim() first, then prune()"
+        )
+    for step in passes:
+        choice: Choice = step.choose(_without(analysis, actions), saliency)
+        fresh = {n: m for n, m in choice.kept.items() if n not in kept}
+        kept.update(fresh)
+        by.update(dict.fromkeys(fresh, type(step).__name__))
+        actions.extend(choice.actions)
+        skips.extend(choice.skips)
+    left = {g.name for g in _without(analysis, actions).groups}
+    kept = {n: m for n, m in kept.items() if n in left}
+    return lower(
+        analysis,
+        kept,
+        by=by,
+        extra=actions,
+        skips=_unclaimed(skips, kept),
+        recipe="; ".join(str(p) for p in passes),
+        mode=modes.pop() if modes else "prune",
+    )
+
+
+def _without(analysis: Analysis, actions: Sequence[Action]) -> Analysis:
+    """The analysis without groups that go with bypassed blocks."""
+    gone = dropped(analysis.view, (a for a in actions if isinstance(a, Bypass)))
+    return analysis.restricted(g for g in analysis.groups if not lost(g, gone)) if gone.weights else analysis
+
+
+def _unclaimed(skips: Iterable[Skip], kept: Mapping[str, Keep]) -> list[Skip]:
+    return [s for s in dict.fromkeys(skips) if s.where not in kept]
+
+
+def run(
+    model: Any,
+    example_inputs: Any,
+    passes: Sequence[Pass],
+    *,
+    verify: bool = True,
+    saliency: Any = None,
+    dynamic_shapes: Any = None,
+    latency: bool = False,
+    progress: Progress = silent,
+) -> Pruned:
+    """Capture ``model``, let ``passes`` decide, apply the joint plan to a copy and verify it.
+
+    Raises VerificationFailed where the result does not compute what it should.
+    """
+    progress("capture")
+    subject = open_subject(model, example_inputs, dynamic_shapes=dynamic_shapes)
+    progress("analyse")
+    analysis = subject.analysis
+    progress("plan")
+    plan = decide(analysis, passes, saliency(analysis) if saliency is not None else Saliency(analysis))
+    return finish(subject, plan, verify=verify, latency=latency, progress=progress)
+
+
+def finish(
+    subject: Subject,
+    plan: Plan,
+    *,
+    verify: bool = True,
+    latency: bool = False,
+    progress: Progress = silent,
+) -> Pruned:
+    """Apply a plan to a captured model and verify the result."""
+    progress("edit")
+    kept = subject.kept(plan)
+    applied = subject.apply(plan, kept)
+    if verify:
+        progress("verify")
+        certificate = certify(subject, applied, kept)
+        certificate.require()
+    else:
+        claim = "slim(x) = original(x)" if plan.mode == "slim" else "pruned(x) = masked(x)"
+        certificate = Certificate("UNCHECKED", claim, why="verify=False", plan=applied.plan.fingerprint())
+    if latency:
+        progress("time")
+    report = Report.of(subject, applied, kept, certificate, latency=latency)
+    return Pruned(applied.model, replace(applied.plan), certificate, report, subject, applied)

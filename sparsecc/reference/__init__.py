@@ -1,0 +1,1 @@
+"""Executable references: what a model means, independently of any runtime."""

@@ -1,0 +1,174 @@
+"""Masked semantics: what a pruned model computes, told on the original graph.
+
+A removed position contributes nothing to a contraction over its axis, and a reduction over a
+pruned axis is the operator on the kept positions.  Nothing here is slimmed, so agreement with a
+slimmed model is evidence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from sparsecc.axes.analysis import Keeps
+from sparsecc.axes.solver import Facts
+from sparsecc.axes.terms import Keep
+from sparsecc.errors import UnsupportedModel
+from sparsecc.graph import Call
+
+Tensors = list[torch.Tensor | None]
+Masks = list[list[Keep | None]]
+Default = Callable[[Tensors], tuple[torch.Tensor, ...]]
+
+
+class Masked:
+    """Runs single calls of the original graph under masked semantics."""
+
+    def __init__(self, keeps: Keeps) -> None:
+        self.keeps = keeps
+        self._facts = keeps.analysis.solver.facts
+
+    def __call__(self, call: Call, operands: Tensors, default: Default) -> tuple[torch.Tensor, ...]:
+        """The outputs of a call, given its operands at full size (removed positions hold anything)."""
+        masks = self._operand_masks(call, operands)
+        facts = self._facts.get(call)
+        if facts is None:
+            return default(operands)
+        operands = list(operands)
+        pruned = self._pruned(call, facts, masks)
+        for index, dim in facts.contractions:
+            tensor = operands[index]
+            keep = masks[index][dim] if masks[index] else None
+            if keep is not None and tensor is not None:
+                operands[index] = zeroed(tensor, dim, keep)
+        if not pruned:
+            return default(operands)
+        rule = _REDUCTIONS.get(call.op)
+        if rule is None:
+            raise UnsupportedModel(
+                f"{call.describe()} reduces over a pruned axis in a way without masked semantics; "
+                "exclude the groups on this axis"
+            )
+        return rule(call, operands, pruned, masks, default)
+
+    def _pruned(self, call: Call, facts: Facts, masks: Masks) -> dict[int, Keep]:
+        """Reduced dims of operand 0 that lose positions."""
+        found: dict[int, Keep] = {}
+        for index, dim in facts.reductions:
+            keep = masks[index][dim] if masks[index] else None
+            if keep is not None:
+                if index != 0:
+                    raise UnsupportedModel(f"{call.describe()} reduces over a pruned axis of operand {index}")
+                found[dim % len(masks[index])] = keep
+        return found
+
+    def _operand_masks(self, call: Call, operands: Tensors) -> Masks:
+        return [
+            self.keeps.operand(call, i, t.shape) if isinstance(t, torch.Tensor) else []
+            for i, t in enumerate(operands)
+        ]
+
+
+def zeroed(x: torch.Tensor, dim: int, keep: Keep) -> torch.Tensor:
+    """``x`` with zeros at the removed positions of ``dim`` (0 * inf would be NaN, so no product)."""
+    shape = [1] * x.dim()
+    shape[dim] = -1
+    mask = torch.from_numpy(np.ascontiguousarray(keep)).to(x.device).reshape(shape)
+    return torch.where(mask, x, torch.zeros((), dtype=x.dtype, device=x.device))
+
+
+def at_kept(x: torch.Tensor, masks: Sequence[Keep | None]) -> torch.Tensor:
+    """``x`` at the kept positions of all of its axes."""
+    for dim, keep in enumerate(masks):
+        if keep is not None:
+            x = x.index_select(dim, torch.from_numpy(np.flatnonzero(keep)).to(x.device))
+    return x
+
+
+def _gathered(
+    call: Call, operands: Tensors, pruned: dict[int, Keep], masks: Masks, default: Default
+) -> tuple[torch.Tensor, ...]:
+    x = operands[0]
+    assert x is not None
+    for dim, keep in pruned.items():
+        x = x.index_select(dim, torch.from_numpy(np.flatnonzero(keep)))
+    return default([x, *operands[1:]])
+
+
+def _scattered(
+    call: Call, operands: Tensors, pruned: dict[int, Keep], masks: Masks, default: Default
+) -> tuple[torch.Tensor, ...]:
+    (y,) = _gathered(call, operands, pruned, masks, default)
+    for dim, keep in pruned.items():
+        shape = list(y.shape)
+        shape[dim] = len(keep)
+        y = torch.zeros(shape, dtype=y.dtype).index_copy(dim, torch.from_numpy(np.flatnonzero(keep)), y)
+    return (y,)
+
+
+def _weighted_mean(x: torch.Tensor, weight: torch.Tensor, dims: Sequence[int]) -> torch.Tensor:
+    along = tuple(dims)
+    total = torch.where(weight > 0, x, torch.zeros((), dtype=x.dtype)).sum(along, keepdim=True)
+    return total / weight.expand(x.shape).sum(along, keepdim=True)
+
+
+def _layer_norm(
+    call: Call, operands: Tensors, pruned: dict[int, Keep], masks: Masks, default: Default
+) -> tuple[torch.Tensor, ...]:
+    x, dims = operands[0], call.attrs["dims"]
+    assert x is not None
+    weight = torch.ones([1] * x.dim(), dtype=x.dtype)
+    for dim, keep in pruned.items():
+        shape = [1] * x.dim()
+        shape[dim] = -1
+        weight = weight * torch.from_numpy(keep.astype(np.float64)).to(x.dtype).reshape(shape)
+    y = _standardised(x, weight, dims, call.attrs)
+    return (_affine(y, operands),)
+
+
+def _standardised(x: torch.Tensor, weight: torch.Tensor, dims: Sequence[int], attrs: dict) -> torch.Tensor:  # type: ignore[type-arg]
+    eps = attrs.get("eps")
+    eps = torch.finfo(x.dtype).eps if eps is None else eps
+    centred = x if attrs.get("kind") == "rms" else x - _weighted_mean(x, weight, dims)
+    return centred * torch.rsqrt(_weighted_mean(centred * centred, weight, dims) + eps)
+
+
+def _affine(y: torch.Tensor, operands: Tensors) -> torch.Tensor:
+    if len(operands) > 1 and operands[1] is not None:
+        y = y * operands[1]
+    if len(operands) > 2 and operands[2] is not None:
+        y = y + operands[2]
+    return y
+
+
+def _group_norm(
+    call: Call, operands: Tensors, pruned: dict[int, Keep], masks: Masks, default: Default
+) -> tuple[torch.Tensor, ...]:
+    x, groups = operands[0], call.attrs["groups"]
+    assert x is not None
+    keep = pruned.get(1)
+    if keep is None:
+        return default(operands)
+    grid = x.reshape(x.shape[0], groups, x.shape[1] // groups, -1)
+    kept = torch.from_numpy(keep.astype(np.float64)).to(x.dtype).reshape(1, groups, -1, 1)
+    empty = kept.sum(2, keepdim=True) == 0  # a removed group: nothing of it is read
+    y = _standardised(grid, torch.where(empty, torch.ones_like(kept), kept), (2, 3), call.attrs)
+    shape = [1, -1] + [1] * (x.dim() - 2)
+    if call.attrs.get("affine") == "group":
+        y = _affine(y, [None, *(None if t is None else t.reshape(1, groups, 1, 1) for t in operands[1:3])])
+        return (y.reshape(x.shape),)
+    y = y.reshape(x.shape)
+    return (_affine(y, [None, *(None if t is None else t.reshape(shape) for t in operands[1:3])]),)
+
+
+_REDUCTIONS: dict[
+    str, Callable[[Call, Tensors, dict[int, Keep], Masks, Default], tuple[torch.Tensor, ...]]
+] = {
+    "reduce": _gathered,
+    "softmax": _scattered,
+    "instance_norm": _scattered,
+    "layer_norm": _layer_norm,
+    "group_norm": _group_norm,
+}

@@ -1,0 +1,45 @@
+"""The operators of ONNX's default domain in torch, one module per family."""
+
+from sparsecc.reference.onnx_ops import (  # each import registers a family
+    activation,
+    attention,
+    control,
+    conv,
+    elementwise,
+    index,
+    layout,
+    linear,
+    norm,
+    pool,
+    quant,
+    randoms,
+    recurrent,
+    reduce,
+    resize,
+    signal,
+)
+from sparsecc.reference.onnx_ops.registry import Ctx, DataDependent, Op, Value, find
+
+__all__ = [
+    "Ctx",
+    "DataDependent",
+    "Op",
+    "Value",
+    "activation",
+    "attention",
+    "control",
+    "conv",
+    "elementwise",
+    "find",
+    "index",
+    "layout",
+    "linear",
+    "norm",
+    "pool",
+    "quant",
+    "randoms",
+    "recurrent",
+    "reduce",
+    "resize",
+    "signal",
+]

@@ -1,0 +1,170 @@
+"""Runs a captured PyTorch program node by node, optionally with every float promoted to float64."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch.fx import Node, map_arg
+
+from sparsecc.blocks import copies
+from sparsecc.fx.capture import Program, written
+from sparsecc.fx.ops import aten_name
+from sparsecc.graph import Call, Value, View
+from sparsecc.reference.masked import Masked
+
+Hook = Callable[[Node, Callable[[Mapping[Node, Any]], Any], Mapping[Node, Any]], Any]
+
+_FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
+
+
+class ProgramRunner:
+    """Executes ``program.graph``.
+
+    With ``dtype`` every float weight, input, cast and created tensor has that dtype, whatever the
+    graph says.  ``overrides`` replaces weights by name.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        *,
+        dtype: torch.dtype | None = None,
+        overrides: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
+        self.program = program
+        self.dtype = dtype
+        self.overrides = overrides or {}
+        self._last_use = _last_uses(program)
+        self.written = {n.name for n in written(program.graph)}
+
+    def run(
+        self, inputs: list[Any], *, hook: Hook | None = None, keep_values: bool = False
+    ) -> tuple[list[Any], dict[Node, Any]]:
+        """Flat user outputs (in graph order), and values by node where ``keep_values``.
+
+        ``hook(node, default, env)`` is called for every operator; ``default(substitutes)`` runs it with
+        some operands replaced.
+        """
+        env: dict[Node, Any] = {}
+        given = dict(zip(self.program.inputs, inputs, strict=True))
+        outputs: list[Any] = []
+        with torch.no_grad(), _default_dtype(self.dtype):
+            for node in self.program.graph.nodes:
+                if node.op == "placeholder":
+                    env[node] = self._placeholder(node, given)
+                elif node.op == "get_attr":
+                    env[node] = getattr(self.program.owner, str(node.target))
+                elif node.op == "output":
+                    flat = list(map_arg(node.args[0], lambda n: env[n]))
+                    kinds = [kind for kind, _ in self.program.outputs]
+                    outputs = [v for v, k in zip(flat, kinds, strict=True) if k == "USER_OUTPUT"]
+                else:
+                    env[node] = self._call(node, env, hook)
+                if not keep_values:
+                    for dead in self._last_use.get(node, ()):
+                        env.pop(dead, None)
+        return outputs, env
+
+    def weight(self, name: str) -> torch.Tensor:
+        """A weight as it is used in the run."""
+        tensor = self.overrides.get(name)
+        tensor = self.program.weights[name].detach() if tensor is None else tensor
+        return self._cast(tensor)  # type: ignore[no-any-return]
+
+    def _placeholder(self, node: Node, given: dict[str, Any]) -> Any:
+        name = self.program.weight_of.get(node.name)
+        if name is None:
+            return self._cast(given[node.name], copy=True)
+        return self._cast(self.weight(name), copy=node.name in self.written)
+
+    def _cast(self, value: Any, copy: bool = False) -> Any:
+        if not isinstance(value, torch.Tensor):
+            return value
+        if self.dtype is not None and value.dtype in _FLOATS:
+            value = value.to(self.dtype)
+        return value.clone() if copy else value
+
+    def _call(self, node: Node, env: Mapping[Node, Any], hook: Hook | None) -> Any:
+        def default(substitutes: Mapping[Node, Any]) -> Any:
+            def value(n: Node) -> Any:
+                return substitutes[n] if n in substitutes else env[n]
+
+            args, kwargs = map_arg((node.args, dict(node.kwargs)), value)
+            if self.dtype is not None:
+                args, kwargs = self._promote(args), self._promote(kwargs)
+            return node.target(*args, **kwargs)  # type: ignore[operator]
+
+        if self.dtype is not None and aten_name(node.target) == "_assert_tensor_metadata":
+            return None
+        return default({}) if hook is None else hook(node, default, env)
+
+    def _promote(self, value: Any) -> Any:
+        if isinstance(value, torch.dtype):
+            return self.dtype if value in _FLOATS else value
+        if isinstance(value, (list, tuple)):
+            return type(value)(self._promote(v) for v in value)
+        if isinstance(value, dict):
+            return {k: self._promote(v) for k, v in value.items()}
+        return value
+
+
+def _last_uses(program: Program) -> dict[Node, list[Node]]:
+    last: dict[Node, Node] = {}
+    for node in program.graph.nodes:
+        for used in node.all_input_nodes:
+            last[used] = node
+    out: dict[Node, list[Node]] = {}
+    for used, node in last.items():
+        out.setdefault(node, []).append(used)
+    return out
+
+
+@contextlib.contextmanager
+def _default_dtype(dtype: torch.dtype | None) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    if dtype is not None:
+        torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _is_copy(view: View, value: Value | None, source: str, producer: Mapping[Value, Call]) -> bool:
+    return value is None or source in {v.name for v in copies(view, value, producer)}
+
+
+def masked_hook(view: View, masked: Masked, bypassed: Mapping[str, str] | None = None) -> Hook:
+    """A hook that runs every call of ``view`` under masked semantics.
+
+    ``bypassed`` maps sums to the operand that is left of them: the other one, a branch, is zero.
+    """
+    around = bypassed or {}
+    producer = {v: c for c in view.calls for v in c.outputs} if around else {}
+    calls = {call.raw: call for call in view.calls}
+
+    def hook(node: Node, default: Callable[[Mapping[Node, Any]], Any], env: Mapping[Node, Any]) -> Any:
+        call = calls.get(node)
+        if call is None:
+            return default({})
+        operands = [None if ref is None else env[ref] for ref in call.refs]
+        if call.name in around:
+            operands = [
+                t if t is None or _is_copy(view, v, around[call.name], producer) else torch.zeros_like(t)
+                for v, t in zip(call.inputs, operands, strict=True)
+            ]
+        result: list[Any] = []
+
+        def run(new: list[torch.Tensor | None]) -> tuple[torch.Tensor, ...]:
+            result[:] = [default({r: t for r, t in zip(call.refs, new, strict=True) if r is not None})]
+            return tuple(result[0]) if isinstance(result[0], (tuple, list)) else (result[0],)
+
+        outputs = masked(call, operands, run)
+        if result and isinstance(result[0], (tuple, list)):
+            return outputs
+        return outputs[0]
+
+    return hook

@@ -1,0 +1,284 @@
+"""What happened, as numbers and tables: sizes, work, latency, groups kept, axes frozen and why."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from sparsecc.axes.analysis import Analysis, Keeps
+from sparsecc.axes.terms import Keep
+from sparsecc.blocks import Dropped, dropped, lost
+from sparsecc.cost import macs
+from sparsecc.errors import InvalidModel, UnsupportedModel
+from sparsecc.plan import Bypass, Plan
+from sparsecc.verification.certificate import Certificate
+
+if TYPE_CHECKING:
+    from sparsecc.subject import Applied, Arguments, Subject
+
+    Timed = Callable[[Arguments], AbstractContextManager[Callable[[], object]]]
+
+
+@dataclass(frozen=True)
+class GroupLine:
+    """One group: how many positions it had and keeps, and who decided."""
+
+    group: str
+    kind: str
+    size: int
+    kept: int
+    by: str
+    members: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class FrozenLine:
+    """Positions of parameters that stay for one reason."""
+
+    kind: str
+    axes: int
+    example: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """Figures of one run; ``before`` and ``after`` hold parameters, bytes and macs.
+
+    ``bypassed`` names whole blocks that are gone; groups that were only in them keep 0 positions.
+
+    ``macs`` are for the example input.  ``latency`` is None unless it was measured.
+    """
+
+    before: Mapping[str, int]
+    after: Mapping[str, int]
+    groups: tuple[GroupLine, ...]
+    frozen: tuple[FrozenLine, ...]
+    skips: tuple[tuple[str, str], ...]
+    notes: tuple[str, ...]
+    certificate: str
+    latency: Mapping[str, Any] | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    bypassed: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        subject: Subject,
+        applied: Applied,
+        kept: Mapping[str, Keep],
+        certificate: Certificate,
+        *,
+        latency: bool = False,
+    ) -> Report:
+        """The report of an applied plan."""
+        analysis = subject.analysis
+        keeps = analysis.keeps(kept)
+        bypasses = list(applied.plan.of(Bypass))
+        gone = dropped(analysis.view, bypasses)
+        by = {d.group: d.by for d in applied.plan.decisions}
+        return cls(
+            before=sizes(analysis),
+            after=sizes(analysis, keeps, gone),
+            groups=tuple(
+                GroupLine(
+                    g.name,
+                    g.kind,
+                    g.size,
+                    0 if lost(g, gone) else int(kept[g.name].sum()) if g.name in kept else g.size,
+                    by.get(g.name, ""),
+                    tuple(map(str, g.members)),
+                )
+                for g in analysis.groups
+            ),
+            frozen=tuple(frozen_lines(analysis)),
+            skips=tuple((s.where, s.reason) for s in applied.plan.skips),
+            notes=(*subject.notes, *applied.notes),
+            certificate=str(certificate),
+            bypassed=tuple(b.block for b in bypasses),
+        ).timed(subject, applied.timed if latency else None)
+
+    def timed(self, subject: Subject, result: Timed | None) -> Report:
+        """The report with the latency of the original against ``result``; without it, as it is.
+
+        A model that cannot be timed here gets a note that says why.
+        """
+        if result is None:
+            return self
+        try:
+            return replace(self, latency=measure_latency(subject, result))
+        except UnsupportedModel as error:
+            return replace(self, notes=(*self.notes, f"latency was not measured: {error}"))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, document: Mapping[str, Any]) -> Report:
+        """Inverse of ``to_json``; raises InvalidModel where it is malformed."""
+        try:
+            groups = tuple(GroupLine(**{**g, "members": tuple(g["members"])}) for g in document["groups"])
+            frozen = tuple(FrozenLine(**f) for f in document["frozen"])
+            skips = tuple((where, reason) for where, reason in document["skips"])
+            notes = tuple(document["notes"])
+            document = {**document, "bypassed": tuple(document["bypassed"])}
+            return cls(**{**document, "groups": groups, "frozen": frozen, "skips": skips, "notes": notes})
+        except (KeyError, TypeError, ValueError) as error:
+            raise InvalidModel(f"this is no report, or it is damaged: {error}") from error
+
+    def __str__(self) -> str:
+        return report_text(self)
+
+
+def measure_latency(subject: Subject, result: Timed) -> Mapping[str, Any]:
+    """Milliseconds before and after on this machine, both as users run them: interleaved, medians."""
+    from sparsecc.measure import compare_latency
+
+    inputs, _ = subject.inputs(0, 0)
+    arguments = subject.arguments(inputs)
+    with subject.timed(arguments) as before, result(arguments) as after:
+        # onnxruntime's threads spin for some 20 ms after a call
+        return compare_latency(before, after, settle_s=0.03).to_json()
+
+
+def sizes(analysis: Analysis, keeps: Keeps | None = None, gone: Dropped | None = None) -> dict[str, int]:
+    """Parameters, their bytes, and MACs for the example input; of the whole model, or of what is left."""
+    count = size = 0
+    view = analysis.view
+    for name, value in view.weights.items():
+        if name not in view.parameters or (gone is not None and name in gone.weights):
+            continue
+        masks = keeps.value(value) if keeps is not None else [None] * len(value.shape)
+        kept = math.prod(n if m is None else int(m.sum()) for n, m in zip(value.shape, masks, strict=True))
+        count += kept
+        size += kept * _BYTES.get(value.dtype, 4)
+    return {
+        "parameters": count,
+        "bytes": size,
+        "macs": macs(analysis, keeps, gone.calls if gone is not None else ()),
+    }
+
+
+_BYTES = {"float64": 8, "int64": 8, "float16": 2, "bfloat16": 2, "int8": 1, "uint8": 1, "bool": 1}
+
+
+def frozen_lines(analysis: Analysis) -> list[FrozenLine]:
+    """Frozen axes of parameters, gathered by reason."""
+    counts = Counter((f.reason.kind, f.reason.text) for f in analysis.frozen)
+    examples: dict[tuple[str, str], str] = {}
+    for f in analysis.frozen:
+        examples.setdefault((f.reason.kind, f.reason.text), f"{f.weight}[{f.axis}]")
+    return [FrozenLine(k, n, examples[k, text], text) for (k, text), n in counts.items()]
+
+
+def human(value: float) -> str:
+    """``1.23 M`` for 1,230,000."""
+    for unit in ("", "k", "M", "G", "T"):
+        if abs(value) < 1000 or unit == "T":
+            return f"{value:.3g} {unit}".strip() if unit else f"{value:g}"
+        value /= 1000
+    return str(value)
+
+
+def table(headers: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A plain-text table; the last column may be of any width."""
+    widths = [max(len(str(r[i])) for r in [headers, *rows]) for i in range(len(headers))]
+    lines = [
+        "  ".join(str(c).ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()
+        for row in [headers, *rows]
+    ]
+    lines.insert(1, "  ".join("-" * w for w in widths))
+    return "\n".join(lines)
+
+
+def analysis_text(analysis: Analysis) -> str:
+    """Groups and frozen axes as tables."""
+    groups = [
+        [
+            g.name,
+            g.kind,
+            str(g.size),
+            ", ".join(map(str, g.members[:4])) + (" ..." if len(g.members) > 4 else ""),
+        ]
+        for g in analysis.groups
+    ]
+    frozen = [[f.kind, str(f.axes), f.example, f.reason] for f in frozen_lines(analysis)]
+    stuck = len(analysis.frozen)
+    return (
+        f"{len(groups)} coupled groups\n{table(['group', 'kind', 'size', 'members'], groups)}\n\n"
+        f"{stuck} frozen axes of parameters\n{table(['kind', 'axes', 'first', 'reason'], frozen)}"
+    )
+
+
+def plan_text(plan: Plan) -> str:
+    """Decisions and actions of a plan as text, the form that golden files hold."""
+    lines = [f"plan ({plan.dialect}, {plan.mode}): {plan.recipe or 'no recipe'}"]
+    for d in plan.decisions:
+        lines.append(f"  keep {len(d.kept)} of {d.size} of {d.group}: {_ranges(d.kept.tolist())}")
+    for action in plan.actions:
+        lines.append(f"  {_action_text(action)}")
+    lines.extend(f"  skip {s.where}: {s.reason}" for s in plan.skips)
+    return "\n".join(lines)
+
+
+def _action_text(action: Any) -> str:
+    name = type(action).__name__
+    if name == "Take":
+        use = f" for {action.use[0]}" if action.use else ""
+        return f"Take {action.weight}[{action.axis}]{use}: {len(action.indices)} of {action.size}"
+    if name == "SetShape":
+        sizes = ", ".join("." if s is None else str(s) for s in action.sizes)
+        return f"SetShape {action.node}: ({sizes})"
+    if name in ("Mask", "Write"):
+        return f"{name} {action.weight}"
+    if name == "Bypass":
+        return f"Bypass {action.block}: {action.output} = {action.source}"
+    if name == "Replace":
+        return f"Replace {action.module} by {action.by}"
+    holder = action.node if name == "SetAttr" else action.module
+    return f"{name} {holder}.{action.name} = {action.value}"
+
+
+def _ranges(indices: Sequence[int]) -> str:
+    out: list[str] = []
+    start = previous = None
+    for i in [*indices, None]:
+        if previous is not None and i == previous + 1:
+            previous = i
+            continue
+        if previous is not None:
+            out.append(str(start) if start == previous else f"{start}-{previous}")
+        start = previous = i
+    return ",".join(out)
+
+
+def report_text(report: Report) -> str:
+    """A report for people."""
+    rows = []
+    for key in ("parameters", "bytes", "macs"):
+        before, after = report.before[key], report.after[key]
+        ratio = f"{before / after:.2f}x" if after else "-"
+        rows.append([key, human(before), human(after), ratio])
+    if report.latency is not None:
+        before_ms, after_ms = report.latency["before_ms"], report.latency["after_ms"]
+        rows.append(
+            ["latency (ms)", f"{before_ms:.3f}", f"{after_ms:.3f}", f"{report.latency['ratio']:.2f}x"]
+        )
+    parts = [table(["", "before", "after", "smaller"], rows)]
+    if report.bypassed:
+        parts.append(f"bypassed blocks: {', '.join(report.bypassed)}")
+    changed = [g for g in report.groups if 0 < g.kept < g.size]
+    if changed:
+        lines = [[g.group, g.kind, f"{g.kept}/{g.size}", g.by] for g in changed]
+        parts.append(table(["group", "kind", "kept", "by"], lines))
+    if report.frozen:
+        frozen = [[f.kind, str(f.axes), f.example, f.reason] for f in report.frozen]
+        parts.append(table(["frozen", "axes", "first", "reason"], frozen))
+    parts.extend(f"note: {note}" for note in report.notes)
+    parts.append(report.certificate)
+    return "\n\n".join(parts)

@@ -1,0 +1,108 @@
+"""From scores of weight positions to saliency of group positions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from sparsecc.axes.analysis import Analysis, Group
+from sparsecc.axes.terms import Term, fold, resolve
+from sparsecc.errors import InvalidOption
+from sparsecc.saliency.magnitude import L2, Criterion, Scores
+
+#: how the saliencies that a group has in its several weights become one
+REDUCTIONS: dict[str, Callable[[Any], Scores]] = {
+    "sum": lambda rows: rows.sum(0),
+    "mean": lambda rows: rows.mean(0),
+    "max": lambda rows: rows.max(0),
+    "product": lambda rows: rows.prod(0),
+}
+
+
+def _lamp(scores: Scores) -> Scores:
+    """LAMP (Lee et al., 2021, eq. 4): each squared score over the sum of those not smaller than it."""
+    squares = scores**2
+    order = np.argsort(squares, kind="stable")
+    tail = np.cumsum(squares[order][::-1])[::-1]
+    out = np.empty_like(squares)
+    out[order] = squares[order] / np.maximum(tail, np.finfo(np.float64).tiny)
+    return out
+
+
+def _over(divisor: Callable[[Scores], Any]) -> Callable[[Scores], Scores]:
+    def normalise(scores: Scores) -> Scores:
+        value = float(divisor(scores))
+        return scores / value if value > 0 else scores
+
+    return normalise
+
+
+#: how saliencies of different groups become comparable
+NORMALISERS: dict[str, Callable[[Scores], Scores]] = {
+    "none": lambda scores: scores,
+    "mean": _over(np.mean),
+    "max": _over(np.max),
+    "lamp": _lamp,
+}
+
+
+class Saliency:
+    """Saliency of the positions of every group, computed once and kept.
+
+    Magnitude-like criteria read the weights with two or more axes; biases and norm parameters
+    count only where a group has nothing else.
+    """
+
+    def __init__(
+        self,
+        analysis: Analysis,
+        criterion: Criterion | None = None,
+        *,
+        reduction: str = "sum",
+        normaliser: str = "none",
+        statistics: Any = None,
+    ) -> None:
+        if reduction not in REDUCTIONS:
+            raise InvalidOption(f"reduction {reduction!r} is not known; there are {', '.join(REDUCTIONS)}")
+        if normaliser not in NORMALISERS:
+            raise InvalidOption(f"normaliser {normaliser!r} is not known; there are {', '.join(NORMALISERS)}")
+        self.analysis = analysis
+        self.criterion = criterion or L2()
+        self.reduction = reduction
+        self.normaliser = normaliser
+        self.statistics = statistics
+        self._folded: dict[tuple[str, int], dict[Term, Scores]] = {}
+
+    def of(self, group: Group) -> Scores:
+        """Saliency of the group's positions, shape ``[group.size]``, after reduction and normaliser."""
+        members = [m for m in group.members if self._rank(m.weight) > 1] or list(group.members)
+        rows = np.stack([self._row(m.weight, m.axis, group.term) for m in members])
+        return NORMALISERS[self.normaliser](REDUCTIONS[self.reduction](rows))
+
+    def _rank(self, weight: str) -> int:
+        return len(self.analysis.view.weights[weight].shape)
+
+    def _tensor(self, weight: str) -> Any:
+        if self.criterion.needs_values:
+            return self.analysis.view.weight(weight)
+        import torch
+
+        return torch.empty(self.analysis.view.weights[weight].shape, device="meta")
+
+    def _row(self, weight: str, axis: int, term: Term) -> Scores:
+        key = (weight, axis)
+        if key not in self._folded:
+            tensor = self._tensor(weight)
+            scores = self.criterion.scores(weight, tensor, axis, self.statistics)
+            axes = self.analysis.solver.axes[self.analysis.view.weights[weight]]
+            found: dict[Term, Scores] = {}
+            fold(axes[axis], scores, found)
+            self._folded[key] = found
+        return self.criterion.finish(self._folded[key][resolve(term)])
+
+
+def group_scores(analysis: Analysis, groups: Sequence[Group], saliency: Saliency) -> dict[str, Scores]:
+    """Saliency by group name."""
+    return {group.name: saliency.of(group) for group in groups}

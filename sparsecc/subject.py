@@ -1,0 +1,131 @@
+"""What the pipeline and the verification need of a captured model, whichever dialect it is in."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from sparsecc.axes.analysis import Analysis
+from sparsecc.axes.terms import Keep
+from sparsecc.errors import PlanConflict
+from sparsecc.graph import View
+from sparsecc.plan import Plan
+
+Inputs = Any
+Outputs = list[Any]
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class NodeCheck:
+    """One operator of the result against the masked original, fed with the same activations."""
+
+    node: str
+    error: float
+    bound: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the error is within the bound (NaN is not)."""
+        return self.error <= self.bound
+
+
+@dataclass
+class Applied(ABC):
+    """A plan applied to a copy of a model.
+
+    ``model`` is of the kind that the user gave; ``plan`` is the plan with what applying it found
+    out (module attributes); ``notes`` tells the user what happened on the way.
+    """
+
+    model: Any
+    plan: Plan
+    notes: list[str] = field(default_factory=list)
+
+    @abstractmethod
+    def run(self, inputs: Inputs, dtype: torch.dtype | None = None) -> Outputs:
+        """Flat outputs; with ``dtype`` every float is promoted to it."""
+
+    @abstractmethod
+    def timed(self, arguments: Arguments) -> AbstractContextManager[Callable[[], object]]:
+        """A call of the result as its users run it: the module itself, or onnxruntime."""
+
+
+class Subject(ABC):
+    """A captured model: its view, its original and masked semantics, and its editor."""
+
+    dialect: Literal["torch", "onnx"]
+    notes: list[str]
+
+    @property
+    @abstractmethod
+    def view(self) -> View:
+        """The graph."""
+
+    @cached_property
+    def analysis(self) -> Analysis:
+        """Groups and frozen axes."""
+        return Analysis(self.view)
+
+    @abstractmethod
+    def inputs(self, seed: int, variant: int) -> tuple[Inputs, str]:
+        """Inputs for a check, and their description; variant 1 has other dynamic sizes than 0."""
+
+    @abstractmethod
+    def arguments(self, inputs: Inputs) -> Arguments:
+        """The positional and keyword arguments of a call of the user's model with ``inputs``."""
+
+    @abstractmethod
+    def timed(self, arguments: Arguments) -> AbstractContextManager[Callable[[], object]]:
+        """A call of the original as its users run it: the module itself, or onnxruntime."""
+
+    @abstractmethod
+    def original(self, inputs: Inputs, dtype: torch.dtype | None = None) -> Outputs:
+        """Outputs of the original model."""
+
+    @abstractmethod
+    def masked(
+        self, plan: Plan, kept: Mapping[str, Keep], inputs: Inputs, dtype: torch.dtype | None = None
+    ) -> Outputs:
+        """Outputs of the original graph under masked semantics."""
+
+    @abstractmethod
+    def apply(self, plan: Plan, kept: Mapping[str, Keep]) -> Applied:
+        """The plan applied to a copy of the model."""
+
+    @abstractmethod
+    def adopt(self, result: Any, plan: Plan) -> Applied:
+        """A model that came from elsewhere as the result of ``plan`` (structure is not trusted)."""
+
+    def kept(self, plan: Plan) -> dict[str, Keep]:
+        """The plan's decisions as masks; raises PlanConflict for groups that this model lacks."""
+        known = {g.name: g.size for g in self.analysis.groups}
+        out: dict[str, Keep] = {}
+        for decision in plan.decisions:
+            if known.get(decision.group) != decision.size:
+                raise PlanConflict(
+                    f"the plan was made for another model: it keeps part of a group {decision.group!r} of "
+                    f"{decision.size} positions, which this model does not have"
+                )
+            out[decision.group] = np.isin(np.arange(decision.size), decision.kept)
+        return out
+
+    @abstractmethod
+    def node_checks(self, applied: Applied, kept: Mapping[str, Keep], inputs: Inputs) -> Iterator[NodeCheck]:
+        """Every operator of the result, teacher-forced, in the model's own dtype."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """SHA-256 of the model's graph and weights."""
+
+    @property
+    @abstractmethod
+    def output_names(self) -> Sequence[str]:
+        """Names of the flat outputs."""

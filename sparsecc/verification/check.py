@@ -1,0 +1,226 @@
+"""Runs the checks of a result against its reference, on several seeds and sizes."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from sparsecc import __version__
+from sparsecc.axes.terms import Keep
+from sparsecc.errors import UnsupportedModel, VerificationFailed
+from sparsecc.plan import Bypass, Plan
+from sparsecc.subject import Applied, Outputs, Subject
+from sparsecc.verification.certificate import Certificate, Check
+
+#: largest |a - b| / max |b| of any output, both computed in float64
+FLOAT64_BOUND = 1e-12
+RUNS: tuple[tuple[int, int], ...] = ((0, 0), (1, 1), (2, 0))
+
+
+def certify(
+    subject: Subject,
+    applied: Applied,
+    kept: Mapping[str, Keep],
+    *,
+    runs: Sequence[tuple[int, int]] = RUNS,
+) -> Certificate:
+    """Check a result against masked semantics (or, for lossless slimming, the original).
+
+    ``runs`` are (seed, variant of the dynamic sizes).  Does not raise for a failure: see
+    ``Certificate.require``.
+    """
+    plan = applied.plan
+    claim = "slim(x) = original(x)" if plan.mode == "slim" else "pruned(x) = masked(x)"
+    checks: list[Check] = []
+    own: list[_Own] = []
+    told_apart = False
+    constant: set[int] | None = None
+    for seed, variant in runs:
+        inputs, words = subject.inputs(seed, variant)
+        wide = _reference(subject, plan, kept, inputs, torch.float64)
+        checks += _compare64(subject, _ran(applied, inputs, torch.float64), wide, words)
+        narrow = _reference(subject, plan, kept, inputs, None)
+        own += _compare_own(subject, _ran(applied, inputs, None), narrow, wide, words)
+        flat = {i for i, y in enumerate(wide) if _is_constant(y)}
+        constant = flat if constant is None else constant & flat
+        if plan.mode == "prune" and not told_apart:
+            told_apart = _differ(subject.original(inputs, torch.float64), wide)
+    checks += _own_checks(own)
+    inputs, words = subject.inputs(*runs[-1])
+    if plan.mode == "prune":
+        checks += [
+            Check("each operator alone", "absolute error", n.error, n.bound, words, n.node)
+            for n in _worst_nodes(subject.node_checks(applied, kept, inputs))
+        ]
+    if not all(c.passed for c in checks):
+        _require_deterministic(subject, inputs)
+    status, why = _status(checks, plan, told_apart, constant or set(), subject.output_names)
+    return Certificate(
+        status=status,
+        claim=claim,
+        checks=tuple(checks),
+        why=why,
+        model=subject.fingerprint(),
+        plan=plan.fingerprint(),
+        versions=_versions(),
+    )
+
+
+def _ran(applied: Applied, inputs: Any, dtype: torch.dtype | None) -> Outputs:
+    """The result's outputs; a result that does not run has failed."""
+    try:
+        return applied.run(inputs, dtype)
+    except (RuntimeError, ValueError) as error:
+        first = str(error).strip().split("\n")[0]
+        raise VerificationFailed(
+            f"the result does not run, nothing was written: {type(error).__name__}: {first}. This is a "
+            "defect of sparsecc or of a rule that was added: report it with the model"
+        ) from error
+
+
+def _require_deterministic(subject: Subject, inputs: Any) -> None:
+    if _differ(subject.original(inputs), subject.original(inputs)):
+        raise UnsupportedModel(
+            "the model gives another output every time that it runs on the same inputs (dropout that is "
+            "always on, or other random draws), so no result can be verified; switch that off, or pass "
+            "verify=False"
+        )
+
+
+def _reference(
+    subject: Subject, plan: Plan, kept: Mapping[str, Keep], inputs: Any, dtype: torch.dtype | None
+) -> Outputs:
+    if plan.mode == "slim":
+        return subject.original(inputs, dtype)
+    return subject.masked(plan, kept, inputs, dtype)
+
+
+def _status(
+    checks: Sequence[Check], plan: Plan, told_apart: bool, constant: set[int], names: Sequence[str]
+) -> tuple[Any, str]:
+    if not all(c.passed for c in checks):
+        return "FAILED", ""
+    if plan.mode == "prune" and (plan.decisions or any(plan.of(Bypass))) and not told_apart:
+        return "VACUOUS", "the masked and the original model agree exactly on every input that was tried"
+    if constant:
+        return "VACUOUS", f"constant outputs: {', '.join(names[i] for i in sorted(constant))}"
+    return "VERIFIED", ""
+
+
+def _worst_nodes(nodes: Iterator[Any]) -> list[Any]:
+    """All operators that fail, and the one nearest to its bound."""
+    failed: list[Any] = []
+    nearest: Any = None
+    for node in nodes:
+        if not node.passed:
+            failed.append(node)
+        elif nearest is None or (_ratio(node), node.bound) > (_ratio(nearest), nearest.bound):
+            nearest = node
+    return failed + ([nearest] if nearest is not None else [])
+
+
+def _ratio(node: Any) -> float:
+    return node.error / node.bound if node.bound else 0.0
+
+
+def _floating(y: Any) -> bool:
+    return isinstance(y, torch.Tensor) and y.is_floating_point()
+
+
+def _pairs(subject: Subject, ours: Outputs, theirs: Outputs) -> Iterator[tuple[str, Any, Any]]:
+    if len(ours) != len(theirs):
+        raise UnsupportedModel(f"the result has {len(ours)} outputs, the original {len(theirs)}")
+    yield from zip(subject.output_names, ours, theirs, strict=True)
+
+
+def _exact(name: str, ours: Any, theirs: Any, inputs: str) -> Check:
+    same = torch.equal(ours, theirs) if isinstance(ours, torch.Tensor) else ours == theirs
+    return Check("outputs that are no floats", "differs", 0.0 if same else 1.0, 0.0, inputs, name)
+
+
+def distance(ours: torch.Tensor, theirs: torch.Tensor) -> tuple[float, float]:
+    """max |a - b| and max |b| over finite entries; infinite where shapes or non-finite entries differ."""
+    if ours.shape != theirs.shape:
+        return float("inf"), 1.0
+    a, b = ours.double(), theirs.double()
+    finite = torch.isfinite(b)
+    odd = ~finite
+    if bool((torch.isfinite(a) != finite).any()) or not torch.equal(
+        torch.nan_to_num(a[odd], nan=0.5), torch.nan_to_num(b[odd], nan=0.5)
+    ):
+        return float("inf"), 1.0
+    if not bool(finite.any()):
+        return 0.0, 0.0
+    return float((a - b)[finite].abs().max()), float(b[finite].abs().max())
+
+
+def _compare64(subject: Subject, ours: Outputs, theirs: Outputs, inputs: str) -> list[Check]:
+    checks = []
+    for name, a, b in _pairs(subject, ours, theirs):
+        if not _floating(b):
+            checks.append(_exact(name, a, b, inputs))
+            continue
+        error, scale = distance(a, b)
+        relative = error / scale if scale else error
+        checks.append(Check("float64", "relative error", relative, FLOAT64_BOUND, inputs, name))
+    return checks
+
+
+@dataclass(frozen=True)
+class _Own:
+    """One output of one run in the model's own dtype, beside the float64 reference."""
+
+    dtype: torch.dtype
+    name: str
+    error: float
+    inherent: float
+    scale: float
+    inputs: str
+
+
+def _compare_own(subject: Subject, ours: Outputs, theirs: Outputs, wide: Outputs, inputs: str) -> list[_Own]:
+    """Errors of the result and of the masked original, both against the float64 reference."""
+    found = []
+    for name, a, b, reference in zip(subject.output_names, ours, theirs, wide, strict=True):
+        if _floating(b):
+            error, scale = distance(a, reference)
+            found.append(_Own(b.dtype, name, error, distance(b, reference)[0], scale, inputs))
+    return found
+
+
+def _own_checks(found: Sequence[_Own]) -> list[Check]:
+    """err(result) <= 4 err(masked) + 8 u scale, with the largest err(masked) and scale of all runs.
+
+    One run alone says little about how an output rounds: where terms cancel it may be exact by chance.
+    """
+    checks = []
+    for own in found:
+        alike = [o for o in found if o.name == own.name]
+        unit = torch.finfo(own.dtype).eps / 2
+        bound = 4 * max(o.inherent for o in alike) + 8 * unit * max(o.scale for o in alike)
+        checks.append(Check(str(own.dtype)[6:], "absolute error", own.error, bound, own.inputs, own.name))
+    return checks
+
+
+def _is_constant(y: Any) -> bool:
+    return _floating(y) and y.numel() > 1 and bool((y == y.reshape(-1)[0]).all())
+
+
+def _differ(ours: Outputs, theirs: Outputs) -> bool:
+    return any(
+        isinstance(a, torch.Tensor) and not torch.equal(a, b) for a, b in zip(ours, theirs, strict=True)
+    )
+
+
+def _versions() -> dict[str, str]:
+    found = {"sparsecc": __version__}
+    for name in ("torch", "numpy", "onnx"):
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found

@@ -1,0 +1,65 @@
+"""Target ``cpu``: the slimmed model on onnxruntime, on this machine's processor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from sparsecc.artifact import Artifact, make_manifest
+from sparsecc.signature import Signature, onnx_signature
+from sparsecc.target import Capabilities, Refusal, Target, TargetSpec
+from sparsecc.targets.onnx import onnx_members
+from sparsecc.targets.ort import OrtExecutor
+
+if TYPE_CHECKING:
+    from sparsecc.graph.view import View
+    from sparsecc.onnxfile.model import OnnxFile
+
+_NO_KERNELS = {"bfloat16": "float32", "complex64": "float32", "complex128": "float64"}
+"""Element types for which onnxruntime's CPU provider has next to no operators, and what to use instead."""
+
+
+class Cpu(Target):
+    """onnxruntime's CPU provider; every model that ONNX can express in float64, float32 or float16."""
+
+    name: ClassVar[str] = "cpu"
+    capabilities: ClassVar[Capabilities] = Capabilities("onnxruntime on the CPU", modules=("onnxruntime",))
+
+    def accepts(self, view: View) -> list[Refusal]:
+        """One refusal for each element type that onnxruntime does not compute in."""
+        refusals: dict[str, Refusal] = {}
+        for call in view.calls:
+            for value in call.outputs:
+                dtype = value.dtype.lower().removeprefix("torch.")
+                if dtype not in refusals and (dtype in _NO_KERNELS or dtype.startswith("float8")):
+                    refusals[dtype] = Refusal(
+                        where=call.describe(),
+                        reason=f"onnxruntime does not compute in {dtype} on the CPU",
+                        fix=f"convert the model to {_NO_KERNELS.get(dtype, 'float32')}",
+                    )
+        return list(refusals.values())
+
+    def build(
+        self,
+        model: OnnxFile,
+        spec: TargetSpec,
+        *,
+        signature: Signature | None = None,
+        recipe: str | None = None,
+        report: Mapping[str, Any] | None = None,
+        certificate: Mapping[str, Any] | None = None,
+        members: Mapping[str, bytes] | None = None,
+    ) -> Artifact:
+        """Pack ``model``; without ``signature`` it is called by the names of its inputs."""
+        manifest = make_manifest(
+            target=str(spec),
+            signature=signature or onnx_signature(model.proto),
+            recipe=recipe,
+            report=report,
+            certificate=certificate,
+        )
+        return Artifact(manifest, {**onnx_members(model), **(members or {})})
+
+    def executor(self, artifact: Artifact, *, threads: int | None = None) -> OrtExecutor:
+        """The model on onnxruntime, with at most ``threads`` threads within an operator."""
+        return OrtExecutor(artifact, threads=threads)

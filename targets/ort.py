@@ -1,0 +1,185 @@
+"""Running an ONNX artifact on onnxruntime (CPU), with the arguments of the model it came from."""
+
+from __future__ import annotations
+
+import ctypes
+import tempfile
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from sparsecc.artifact import MODEL, WEIGHTS, Artifact
+from sparsecc.errors import InvalidOption, TargetRefused, TargetUnavailable
+from sparsecc.onnxfile.model import to_numpy, to_torch
+from sparsecc.signature import TensorSpec
+from sparsecc.target import Executor
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+Array = npt.NDArray[Any]
+
+_BITS = {"bfloat16": 16, "float8_e4m3fn": 8, "float8_e4m3fnuz": 8, "float8_e5m2": 8, "float8_e5m2fnuz": 8}
+"""Element types that NumPy lacks; they cross into onnxruntime as bits."""
+
+
+class OrtExecutor(Executor):
+    """An artifact's ``model.onnx`` on onnxruntime's CPU provider.
+
+    ``threads`` bounds the threads within an operator; None leaves the choice to onnxruntime.
+    """
+
+    def __init__(self, artifact: Artifact, *, threads: int | None = None) -> None:
+        if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
+            raise InvalidOption(f"threads must be a whole number from 1 up, or None; got {threads!r}")
+        self.signature = artifact.signature
+        self.threads = threads
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._session = self._start(artifact)
+        self._outputs = [spec.name for spec in self.signature.outputs]
+        self._as_bits = any(spec.dtype in _BITS for spec in (*self.signature.inputs, *self.signature.outputs))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model; torch tensors in, torch tensors out, else NumPy arrays.
+
+        Arguments are given by position, by name, or in one dict.  Raises ``InvalidOption`` for
+        arguments that do not fit.
+        """
+        values = self.signature.bind(args, kwargs)
+        sizes: dict[str, tuple[int, str]] = {}
+        feeds = {spec.name: _checked(spec, values[spec.name], sizes) for spec in self.signature.inputs}
+        tensors = [value for value in values.values() if isinstance(value, torch.Tensor)]
+        outputs = self._run(feeds)
+        if tensors:
+            device = tensors[0].device
+            results = {name: _to_torch(name, value).to(device) for name, value in outputs.items()}
+            return self.signature.assemble(results)
+        return self.signature.assemble(outputs)
+
+    def run_named(self, feeds: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Outputs by their names in the ONNX model, for inputs by theirs; nothing is checked."""
+        found = self._run({name: to_numpy(value) for name, value in feeds.items()})
+        return {name: _to_torch(name, value) for name, value in found.items()}
+
+    def _start(self, artifact: Artifact) -> onnxruntime.InferenceSession:
+        try:
+            import onnxruntime as ort
+        except ImportError as error:
+            raise TargetUnavailable("onnxruntime is not installed here: pip install onnxruntime") from error
+        options = ort.SessionOptions()
+        options.log_severity_level = 4
+        if self.threads is not None:
+            options.intra_op_num_threads = self.threads
+            options.inter_op_num_threads = 1
+        model: str | bytes
+        if WEIGHTS in artifact.members:
+            self._folder = tempfile.TemporaryDirectory(prefix="sparsecc-")
+            artifact.extract(self._folder.name, MODEL, WEIGHTS)
+            model = f"{self._folder.name}/{MODEL}"
+        else:
+            model = artifact.read(MODEL)
+        try:
+            return ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # onnxruntime raises a class of its own for each status
+            raise TargetRefused(
+                f"target {artifact.target!r} cannot run this model: "
+                f"onnxruntime {ort.__version__} says: {_first(error)}"
+            ) from error
+
+    def _run(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        try:
+            if self._as_bits:
+                return self._run_bits(feeds)
+            results = self._session.run(self._outputs, dict(feeds))
+        except Exception as error:
+            raise TargetRefused(f"onnxruntime failed on these inputs: {_first(error)}") from error
+        return dict(zip(self._outputs, (np.asarray(result) for result in results), strict=True))
+
+    def _run_bits(self, feeds: Mapping[str, Array]) -> dict[str, Array]:
+        import onnxruntime as ort
+
+        values = {}
+        for spec in self.signature.inputs:
+            array = feeds[spec.name]
+            if spec.dtype in _BITS:
+                bits = array.view(f"uint{_BITS[spec.dtype]}")
+                element = _element_type(spec.dtype)
+                values[spec.name] = ort.OrtValue.ortvalue_from_numpy_with_onnx_type(bits, element)
+            else:
+                values[spec.name] = ort.OrtValue.ortvalue_from_numpy(array)
+        results = self._session.run_with_ort_values(self._outputs, values)
+        return {
+            spec.name: _from_bits(result, spec.dtype) if spec.dtype in _BITS else result.numpy()
+            for spec, result in zip(self.signature.outputs, results, strict=True)
+        }
+
+
+def _checked(spec: TensorSpec, value: Any, sizes: dict[str, tuple[int, str]]) -> Array:
+    """The array for one input; ``sizes`` remembers named sizes over the inputs of a call."""
+    array = _to_numpy(spec, value)
+    if array.dtype.name != spec.dtype:
+        raise InvalidOption(f"input {spec.name!r} must be {spec.dtype}, got {array.dtype.name}: convert it")
+    if spec.shape is None:
+        return array
+    fits = len(array.shape) == len(spec.shape)
+    for size, wanted in zip(array.shape, spec.shape, strict=False):
+        fits = fits and (not isinstance(wanted, int) or size == wanted)
+    if not fits:
+        raise InvalidOption(f"input {spec} does not fit the given shape {list(array.shape)}")
+    for size, name in zip(array.shape, spec.shape, strict=True):
+        if isinstance(name, str) and name.isidentifier():
+            before, where = sizes.setdefault(name, (size, spec.name))
+            if before != size:
+                raise InvalidOption(
+                    f"inputs {where!r} and {spec.name!r} must agree in {name!r}: got {before} and {size}"
+                )
+    return array
+
+
+def _to_numpy(spec: TensorSpec, value: Any) -> Array:
+    if isinstance(value, torch.Tensor):
+        return to_numpy(value)
+    if isinstance(value, np.ndarray | np.generic):
+        native = np.asarray(value, value.dtype.newbyteorder("="))
+        return np.ascontiguousarray(native).reshape(native.shape)
+    if isinstance(value, bool | int | float | list | tuple):
+        try:
+            plain = np.asarray(value)
+            return plain.astype(spec.dtype, casting="same_kind" if plain.size else "unsafe")
+        except (TypeError, ValueError) as error:
+            raise InvalidOption(f"input {spec} cannot be made from {value!r}: {error}") from error
+    raise InvalidOption(f"input {spec} must be a torch tensor or a NumPy array, got {type(value).__name__}")
+
+
+def _to_torch(name: str, array: Array) -> torch.Tensor:
+    tensor = to_torch(array)
+    if tensor is None:
+        raise InvalidOption(
+            f"output {name!r} holds {array.dtype}, which torch cannot: call the model with NumPy arrays"
+        )
+    return tensor
+
+
+def _from_bits(value: Any, dtype: str) -> Array:
+    content = ctypes.string_at(value.data_ptr(), value.tensor_size_in_bytes())
+    return np.frombuffer(bytearray(content), _ml_dtype(dtype)).reshape(value.shape())
+
+
+def _ml_dtype(name: str) -> np.dtype[Any]:
+    import ml_dtypes
+
+    dtype: np.dtype[Any] = np.dtype(getattr(ml_dtypes, name))
+    return dtype
+
+
+def _element_type(dtype: str) -> int:
+    import onnx
+
+    return onnx.helper.np_dtype_to_tensor_dtype(_ml_dtype(dtype))
+
+
+def _first(error: BaseException) -> str:
+    return (str(error).strip() or repr(error)).splitlines()[0]

@@ -1,0 +1,376 @@
+"""Random networks described by plain data: a list of ``(operator, a, b, c)``, any of which is a valid net.
+
+Numbers are read modulo what there is to choose from, so that every list of tuples of integers is a
+network, and hypothesis can shrink it.  A network maps one image (or one sequence of tokens) to logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Step = tuple[str, int, int, int]
+Make = Callable[["Net", Tensor, int, int, int], Tensor]
+
+_WIDTHS = (2, 3, 4, 6, 8, 12)
+_LIMIT = 600  # elements of a value per sample
+
+
+class Net(nn.Module):
+    """Interprets a description; layers are made at the first run (``lay``), then only looked up."""
+
+    def __init__(self, steps: list[Step], kind: str, seed: int) -> None:
+        super().__init__()
+        self.steps = steps
+        self.kind = kind
+        self.layers = nn.ModuleDict()
+        self.weights = nn.ParameterDict()
+        self._at = 0
+        torch.manual_seed(seed)
+        self.example = torch.randn(2, 3, 4, 4) if kind == "image" else torch.randn(2, 4, 6)
+        self.eval()
+        with torch.no_grad():
+            self.forward(self.example)
+        for parameter in self.parameters():
+            parameter.requires_grad_(True)
+
+    def layer(self, make: Callable[[], nn.Module]) -> nn.Module:
+        """The layer of the current step."""
+        name = f"l{self._at}_{self._made}"
+        self._made += 1
+        if name not in self.layers:
+            module = make()
+            with torch.no_grad():
+                for key, tensor in module.state_dict().items():
+                    if "running_var" in key:
+                        tensor.uniform_(0.5, 2)
+                    elif tensor.is_floating_point() and tensor.dim() == 1:
+                        tensor.normal_(1 if "weight" in key else 0, 0.4)
+            self.layers[name] = module.eval()
+        return self.layers[name]
+
+    def weight(self, *shape: int) -> Tensor:
+        """A raw parameter of the current step."""
+        name = f"w{self._at}_{self._made}"
+        self._made += 1
+        if name not in self.weights:
+            self.weights[name] = nn.Parameter(torch.randn(shape) * 0.5)
+        return self.weights[name]  # type: ignore[return-value]
+
+    def forward(self, x: Tensor) -> Any:
+        values = [x]
+        for at, (name, a, b, c) in enumerate(self.steps):
+            self._at, self._made = at, 0
+            candidates = [v for v in values if v.dim() == x.dim()]
+            value = candidates[-1 - a % min(len(candidates), 3)]
+            made = OPERATORS[self.kind][name](self, value, b, c, a)
+            if made.numel() // made.shape[0] <= _LIMIT:
+                values.append(made)
+        self._at, self._made = len(self.steps), 0
+        last = values[-1]
+        flat = last.flatten(1) if last[0].numel() <= 96 else last.flatten(2).mean(2)
+        logits = self.layer(lambda: nn.Linear(flat.shape[1], 3))(flat)
+        unread = values[1] if len(values) > 2 and values[1].dim() == x.dim() else last
+        return logits, unread.flatten(1).mean(1)
+
+
+def _pick(options: Any, index: int) -> Any:
+    return options[index % len(options)]
+
+
+def _divisor(n: int, index: int) -> int:
+    return _pick([d for d in range(1, n + 1) if n % d == 0], index)  # type: ignore[no-any-return]
+
+
+def _same(net: Net, x: Tensor, like: Tensor) -> Tensor:
+    """``x`` projected to the channels of another value where it must be."""
+    if x.shape == like.shape:
+        return x
+    if x.dim() == 4:
+        y = net.layer(lambda: nn.Conv2d(x.shape[1], like.shape[1], 1))(x)
+        return y if y.shape == like.shape else F.adaptive_avg_pool2d(y, like.shape[2:])
+    y = net.layer(lambda: nn.Linear(x.shape[-1], like.shape[-1]))(x)
+    return y if y.shape == like.shape else y.mean(1, keepdim=True).expand(like.shape)
+
+
+# -- images --------------------------------------------------------------------------------------------
+
+
+def _conv(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
+    return net.layer(
+        lambda: nn.Conv2d(x.shape[1], _pick(_WIDTHS, b), 1 + 2 * (c % 2), padding=c % 2, bias=a % 2 == 0)
+    )(x)
+
+
+def _grouped(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
+    groups = _divisor(x.shape[1], b)
+    return net.layer(lambda: nn.Conv2d(x.shape[1], groups * (1 + c % 3), 3, padding=1, groups=groups))(x)
+
+
+def _transposed(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
+    groups = _divisor(x.shape[1], b)
+    return net.layer(lambda: nn.ConvTranspose2d(x.shape[1], groups * (1 + c % 3), 2, groups=groups))(x)
+
+
+def _batch_norm(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
+    y = net.layer(lambda: nn.BatchNorm2d(x.shape[1]))(x)
+    return F.relu(y) if c % 2 else y
+
+
+def _group_norm(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
+    return net.layer(lambda: nn.GroupNorm(_divisor(x.shape[1], b), x.shape[1], affine=c % 3 > 0))(x)
+
+
+def _instance_norm(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
+    if x.shape[2] * x.shape[3] == 1:
+        return x
+    return net.layer(lambda: nn.InstanceNorm2d(x.shape[1], affine=c % 2 == 0))(x)
+
+
+def _image_norm(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
+    if c % 2:
+        return net.layer(lambda: nn.LayerNorm(x.shape[1:]))(x)
+    return net.layer(lambda: nn.LayerNorm(x.shape[1]))(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def _concat(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
+    other = _branch(net, x, b)
+    return torch.cat([x, other] if c % 2 else [other, x, other], 1)
+
+
+def _branch(net: Net, x: Tensor, b: int) -> Tensor:
+    if x.dim() == 4:
+        return net.layer(lambda: nn.Conv2d(x.shape[1], _pick(_WIDTHS, b), 1))(x)
+    return net.layer(lambda: nn.Linear(x.shape[-1], _pick(_WIDTHS, b)))(x)
+
+
+def _residual(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
+    inner = torch.tanh(_branch(net, x, b))
+    return x + _same(net, inner, x)
+
+
+def _chunk(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
+    parts = x.chunk(2 + b % 2, _channel(x))
+    return torch.cat([parts[-1], *(F.relu(p) for p in parts[:-1])], _channel(x))
+
+
+def _channel(x: Tensor) -> int:
+    return 1 if x.dim() == 4 else x.dim() - 1
+
+
+def _glu(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
+    dim = _channel(x)
+    if x.shape[dim] % 2:
+        return x
+    if c % 2:
+        return F.glu(x, dim)
+    left, right = x.split(x.shape[dim] // 2, dim)
+    return left * torch.sigmoid(right)
+
+
+def _slice(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
+    dim, n = _channel(x), x.shape[_channel(x)]
+    start = b % n
+    return x.narrow(dim, start, 1 + c % (n - start)) if a % 2 else x.narrow(dim, 0, n - start)
+
+
+def _pad(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
+    if x.dim() == 4:
+        return F.pad(x, (0, 0, 0, 0, b % 3, c % 3), value=0.5 * (a % 2))
+    return F.pad(x, (b % 3, c % 3), value=0.5 * (a % 2))
+
+
+def _shuffle(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
+    n, (*_, h, w) = x.shape[1], x.shape
+    groups = _divisor(n, b)
+    return x.view(-1, groups, n // groups, h, w).transpose(1, 2).reshape(-1, n, h, w)
+
+
+def _pixel_shuffle(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
+    if c % 2:
+        return F.pixel_shuffle(x, 2) if x.shape[1] % 4 == 0 else x
+    return F.pixel_unshuffle(x, 2) if x.shape[2] % 2 == 0 and x.shape[3] % 2 == 0 else x
+
+
+def _gate(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
+    s = x.mean((2, 3), keepdim=True)
+    s = net.layer(lambda: nn.Conv2d(x.shape[1], _pick(_WIDTHS, b), 1))(s).relu()
+    return x * net.layer(lambda: nn.Conv2d(s.shape[1], x.shape[1], 1))(s).sigmoid()
+
+
+def _statistics(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
+    dim = _channel(x)
+    kinds: list[Callable[[], Tensor]] = [
+        lambda: x.mean(dim, keepdim=True),
+        lambda: x.sum(dim, keepdim=True),
+        lambda: x.amax(dim, keepdim=True),
+        lambda: x.var(dim, keepdim=True, unbiased=False),
+        lambda: x.logsumexp(dim, keepdim=True),
+        lambda: torch.linalg.vector_norm(x, dim=dim, keepdim=True),
+    ]
+    return x * _pick(kinds, b)() if c % 2 else x - _pick(kinds, b)()
+
+
+def _softmax(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
+    return x.softmax(_channel(x)) if c % 2 else F.normalize(x, dim=_channel(x)) + x.log_softmax(_channel(x))
+
+
+def _pool(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
+    if min(x.shape[2:]) < 2:
+        return F.interpolate(x, scale_factor=2)
+    return F.max_pool2d(x, 2) if c % 2 else F.avg_pool2d(x, 2, 1)
+
+
+def _scale(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
+    n = x.shape[_channel(x)]
+    shape = (n, 1, 1) if x.dim() == 4 else (n,)
+    y = x * net.weight(*shape)
+    return y + net.weight(*shape) if c % 2 else y
+
+
+def _activation(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
+    functions = [
+        F.relu,
+        F.gelu,
+        F.silu,
+        torch.tanh,
+        lambda y: y.clamp(-1, 1),
+        lambda y: y.abs() ** 1.5,
+        F.elu,
+    ]
+    return _pick(functions, b)(x)  # type: ignore[no-any-return]
+
+
+def _prelu(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
+    if x.dim() != 4:
+        return F.leaky_relu(x)
+    return net.layer(lambda: nn.PReLU(x.shape[1] if c % 2 else 1))(x)
+
+
+def _non_local(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
+    width = _pick(_WIDTHS, b)
+    q, k, v = (net.layer(lambda: nn.Conv2d(x.shape[1], width, 1))(x).flatten(2) for _ in range(3))
+    y = v @ (q.transpose(1, 2) @ k * 0.3).softmax(-1).transpose(1, 2)
+    return _same(net, y.unflatten(-1, x.shape[2:]), x) + x
+
+
+def _write(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
+    y = x * 1.5
+    n = y.shape[_channel(y)]
+    part = y.narrow(_channel(y), b % n, 1 + c % (n - b % n))
+    part.mul_(2) if a % 2 else part.fill_(0.25)
+    return y
+
+
+# -- sequences -----------------------------------------------------------------------------------------
+
+
+def _linear(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
+    if c % 3 == 0:
+        return torch.einsum("btd,df->btf", x, net.weight(x.shape[-1], _pick(_WIDTHS, b)))
+    return net.layer(lambda: nn.Linear(x.shape[-1], _pick(_WIDTHS, b), bias=c % 3 == 1))(x)
+
+
+def _layer_norm(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
+    return net.layer(lambda: (nn.LayerNorm if c % 2 else nn.RMSNorm)(x.shape[-1], eps=1e-5))(x)
+
+
+def _attention(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
+    kv, times, dim = 1 + b % 2, 1 + a % 3, 2 + c % 2
+    heads, (n, t, d) = kv * times, x.shape
+    q = net.layer(lambda: nn.Linear(d, heads * dim))(x).view(n, t, heads, dim).transpose(1, 2)
+    k, v = (
+        net.layer(lambda: nn.Linear(d, kv * dim))(x).view(n, t, kv, dim).transpose(1, 2) for _ in range(2)
+    )
+    if b % 3 == 0:
+        k, v = k.repeat_interleave(times, 1), v.repeat_interleave(times, 1)
+    elif b % 3 == 1:
+        k, v = (y[:, :, None].expand(n, kv, times, t, dim).reshape(n, heads, t, dim) for y in (k, v))
+    y = F.scaled_dot_product_attention(q, k, v, is_causal=c % 2 == 0, enable_gqa=b % 3 == 2)
+    y = y.transpose(1, 2).reshape(n, t, heads * dim)
+    return net.layer(lambda: nn.Linear(heads * dim, d))(y) + x
+
+
+def _fused(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
+    heads, dim, (n, t, d) = 1 + b % 3, 2 + c % 2, x.shape
+    y = net.layer(lambda: nn.Linear(d, 3 * heads * dim))(x)
+    if a % 3 == 0:
+        q, k, v = y.reshape(n, t, 3, heads, dim).permute(2, 0, 3, 1, 4)
+    elif a % 3 == 1:
+        q, k, v = (p.unflatten(-1, (heads, dim)).transpose(1, 2) for p in y.chunk(3, -1))
+    else:
+        q, k, v = (
+            p.squeeze(2).transpose(1, 2)
+            for p in y.view(n, t, heads, 3, dim).permute(0, 1, 3, 2, 4).split(1, 2)
+        )
+    weights = (q @ k.transpose(-2, -1) / dim**0.5).softmax(-1)
+    return net.layer(lambda: nn.Linear(heads * dim, d))((weights @ v).transpose(1, 2).flatten(2))
+
+
+def _recurrent(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
+    kind = _pick((nn.LSTM, nn.GRU, nn.RNN), b)
+    width = 2 + a % 3
+    cell = net.layer(lambda: kind(x.shape[-1], width, 1 + c % 2, batch_first=True, bidirectional=a % 2 == 1))
+    return cell(x)[0]  # type: ignore[no-any-return]
+
+
+def _embedding(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
+    places = torch.arange(x.shape[1], device=x.device)
+    return x + net.layer(lambda: nn.Embedding(8, x.shape[-1]))(places)
+
+
+def _token(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
+    token = net.weight(1, 1, x.shape[-1]).expand(x.shape[0], -1, -1)
+    return torch.cat([token, x], 1)[:, : x.shape[1]]
+
+
+def _experts(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
+    width = _pick(_WIDTHS, b)
+    up, down = net.weight(2, x.shape[-1], width), net.weight(2, width, x.shape[-1])
+    router = net.layer(lambda: nn.Linear(x.shape[-1], 2))(x).softmax(-1)
+    y = torch.einsum("btd,edf->betf", x, up).relu()
+    return torch.einsum("betf,efd,bte->btd", y, down, router)
+
+
+def _joined(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
+    n = x.shape[-1]
+    factor = _divisor(n, b)
+    y = (
+        x.unflatten(-1, (factor, n // factor)).transpose(2, 3)
+        if c % 2
+        else x.unflatten(-1, (-1, factor)).flip(3)
+    )
+    return y.flatten(2)
+
+
+def _doubled(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
+    return (
+        torch.cat([x.repeat(1, 1, 2), x.repeat_interleave(2, -1)], -1)
+        if c % 2
+        else x.repeat_interleave(3, -1)
+    )
+
+
+def _convolved(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
+    n = x.shape[-1]
+    groups = n if c % 2 else 1
+    return net.layer(lambda: nn.Conv1d(n, n, 3, padding=1, groups=groups))(x.transpose(1, 2)).transpose(1, 2)
+
+
+_BOTH = (_residual, _chunk, _glu, _slice, _pad, _statistics, _softmax, _scale, _activation, _write)
+_IMAGE = (
+    *(_conv, _grouped, _transposed, _batch_norm, _group_norm, _instance_norm, _image_norm, _concat),
+    *(_shuffle, _pixel_shuffle, _gate, _pool, _prelu, _non_local),
+)
+_SEQUENCE = (
+    *(_linear, _layer_norm, _attention, _fused, _recurrent, _embedding, _token, _experts),
+    *(_joined, _doubled, _convolved),
+)
+OPERATORS: dict[str, dict[str, Make]] = {
+    "image": {f.__name__[1:]: f for f in (*_IMAGE, *_BOTH)},
+    "sequence": {f.__name__[1:]: f for f in (*_SEQUENCE, *_BOTH)},
+}

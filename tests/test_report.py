@@ -1,0 +1,107 @@
+"""The report: it survives storage, and its latency is that of what users run."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import helper, numpy_helper
+
+import sparsecc
+from sparsecc import InvalidModel
+from sparsecc.measure import compare_latency
+from sparsecc.report import Report
+
+
+class Counting(torch.nn.Module):
+    """Counts the calls of its own forward, and remembers how it was called."""
+
+    calls: list[tuple[bool, bool]]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up = torch.nn.Linear(4, 8)
+        self.down = torch.nn.Linear(8, 3)
+        self.calls = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Two layers."""
+        if not torch.compiler.is_exporting():
+            self.calls.append((self.training, torch.is_grad_enabled()))
+        out: torch.Tensor = self.down(torch.relu(self.up(x)))
+        return out
+
+
+def test_latency_is_that_of_the_modules_themselves() -> None:
+    net = Counting().train()
+    result = sparsecc.prune(net, (torch.randn(2, 4),), latency=True)
+    assert result.report.latency is not None
+    assert result.report.latency["rounds"] >= 1
+    assert len(net.calls) > 2
+    assert set(net.calls) == {(False, False)}, "timed in evaluation mode, without gradients"
+    assert set(result.model.calls) == {(False, False)}
+    assert net.training
+    assert result.model.training
+    assert sparsecc.prune(net, (torch.randn(2, 4),)).report.latency is None
+
+
+def affine(dtype: int = onnx.TensorProto.FLOAT) -> onnx.ModelProto:
+    kind = helper.tensor_dtype_to_np_dtype(dtype)
+    weights = [
+        numpy_helper.from_array(np.random.default_rng(k).standard_normal(shape).astype(kind), f"w{k}")
+        for k, shape in enumerate([(4, 8), (8, 3)])
+    ]
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w0"], ["a"]), helper.make_node("MatMul", ["a", "w1"], ["y"])],
+        "g",
+        [helper.make_tensor_value_info("x", dtype, ["batch", 4])],
+        [helper.make_tensor_value_info("y", dtype, ["batch", 3])],
+        weights,
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
+
+
+def test_latency_of_onnx_models_is_that_of_onnxruntime() -> None:
+    report = sparsecc.prune(affine(), latency=True).report
+    assert report.latency is not None
+    assert report.notes == ()
+
+
+def test_a_model_that_onnxruntime_cannot_run_is_noted() -> None:
+    report = sparsecc.prune(affine(onnx.TensorProto.BFLOAT16), latency=True, verify=False).report
+    assert report.latency is None
+    assert any("latency was not measured" in note for note in report.notes)
+
+
+def test_compiled_models_are_timed_as_artifacts() -> None:
+    net = Counting().eval()
+    compiled = sparsecc.compile(net, (torch.randn(2, 4),), latency=True)
+    assert compiled.report.latency is not None
+    assert compiled.artifact.manifest["report"]["latency"] == compiled.report.latency
+
+
+def test_a_report_survives_storage() -> None:
+    report = sparsecc.prune(affine(), latency=True).report
+    again = Report.from_json(json.loads(json.dumps(report.to_json())))
+    assert again == report
+    assert str(again) == str(report)
+    for damaged in ({}, {**report.to_json(), "extra_key": 1}, {**report.to_json(), "groups": [{}]}):
+        with pytest.raises(InvalidModel):
+            Report.from_json(damaged)
+
+
+def test_settling_rests_and_warms_up_before_every_timed_call() -> None:
+    log: list[str] = []
+    compare_latency(
+        lambda: log.append("a"),
+        lambda: log.append("b"),
+        rounds=2,
+        warmup=0,
+        settle_s=1.0,
+        sleep=lambda seconds: log.append(f"sleep {seconds}"),
+    )
+    rest = "sleep 1.0"
+    assert log == [rest, "a", "a", rest, "b", "b", rest, "b", "b", rest, "a", "a"]
