@@ -757,6 +757,13 @@ def _mixed(c: Constants, call: Call) -> Known | None:
     return x.only(0.0) if preserved == "zero" else x
 
 
+def _moved(c: Constants, call: Call) -> Known | None:
+    x = c.of(call.inputs[0])
+    for dim in call.attrs["dims"]:
+        x = None if x is None else x.alike(dim)
+    return x
+
+
 def _channel_shuffle(c: Constants, call: Call) -> Known | None:
     x, groups = c.of(call.inputs[0]), call.attrs["groups"]
     if x is None or x.pair()[0].shape[1] == 1:
@@ -804,6 +811,8 @@ _RULES: dict[str, Rule] = {
     "pad": _pad,
     "mixed": _mixed,
     "resize": _mixed,
+    "roll": _moved,
+    "flip": _moved,
     "channel_shuffle": _channel_shuffle,
     "glu": _glu,
 }

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from sparsecc.axes.analysis import Analysis, Keeps
 from sparsecc.axes.solver import Facts
@@ -12,7 +15,7 @@ from sparsecc.axes.terms import Keep, Term, resolve
 from sparsecc.blocks import dropped
 from sparsecc.errors import InvalidOption, PlanConflict
 from sparsecc.graph import Call
-from sparsecc.plan import Action, Bypass, Decision, Plan, SetAttr, SetShape, Skip, Take
+from sparsecc.plan import Action, Bypass, Decision, Plan, SetAttr, SetShape, Skip, Take, Write
 
 
 def lower(
@@ -27,8 +30,9 @@ def lower(
 ) -> Plan:
     """The plan that keeps ``kept[group]`` of every named group (boolean masks).
 
-    Raises InvalidOption for a mask of the wrong length or an empty one, KeyError for an unknown
-    group, PlanConflict where the choice has no consistent graph.
+    Raises InvalidOption for a mask of the wrong length, one that is empty or that leaves an axis without
+    positions (``Analysis.feasible`` makes a choice that does not), KeyError for an unknown group,
+    PlanConflict where the choice has no consistent graph.
     """
     for name, mask in kept.items():
         group = analysis.group(name)
@@ -37,8 +41,12 @@ def lower(
         if not np.any(mask):
             raise InvalidOption(f"{name}: at least one position must stay")
     keeps = analysis.keeps(kept)
+    empty = next(analysis.emptied(keeps), None)
+    if empty is not None:
+        raise InvalidOption(f"an axis {empty!r} would keep none of its positions; keep at least one")
     gone = dropped(analysis.view, (a for a in extra if isinstance(a, Bypass)))
-    takes = [t for t in _takes(analysis, keeps) if t.weight not in gone.weights]
+    cuts = (*_takes(analysis, keeps), *_constant_actions(analysis, keeps))
+    takes = [t for t in cuts if t.weight not in gone.weights]
     sizes = [a for a in _node_actions(analysis, keeps) if a.node not in gone.calls]
     actions = [*extra, *takes, *sizes]
     named = {a.weight for a in actions if hasattr(a, "weight")}
@@ -83,37 +91,64 @@ def _takes(analysis: Analysis, keeps: Keeps) -> list[Take]:
         for axis, mask in enumerate(keeps.masks(analysis.solver.axes[value])):
             if mask is not None:
                 takes.append(Take(name, axis, len(mask), np.flatnonzero(mask)))
-    takes.extend(_constant_takes(analysis, keeps))
     return takes
 
 
-def _constant_takes(analysis: Analysis, keeps: Keeps) -> list[Take]:
-    """Constants have axes of their own at every use; where all uses agree there is one cut."""
-    uses: dict[str, list[tuple[Call, int, list[Keep | None]]]] = {}
+@dataclass(frozen=True)
+class _Use:
+    """What one use of a constant becomes: kept positions, and new numbers where they are positions."""
+
+    call: Call
+    operand: int
+    masks: list[Keep | None]
+    values: npt.NDArray[np.int64] | None
+
+    def same(self, other: _Use) -> bool:
+        """Whether two uses need the same constant."""
+        return all(
+            (a is None and b is None) or (a is not None and b is not None and np.array_equal(a, b))
+            for a, b in zip((*self.masks, self.values), (*other.masks, other.values), strict=True)
+        )
+
+    def actions(self, name: str, use: tuple[str, int] | None) -> Iterator[Take | Write]:
+        """The actions that make the constant of it."""
+        if self.values is not None:
+            yield Write(name, self.values, use)
+        for axis, mask in enumerate(self.masks):
+            if mask is not None:
+                yield Take(name, axis, len(mask), np.flatnonzero(mask), use)
+
+
+def _constant_actions(analysis: Analysis, keeps: Keeps) -> list[Take | Write]:
+    """Constants have axes of their own at every use; where all uses agree there is one version."""
+    uses: dict[str, list[_Use]] = {}
+    readers = Counter(v.weight for call in analysis.view.calls for v in call.inputs if v is not None)
     for (call, index), axes in analysis.solver.operands.items():
         value = call.inputs[index]
         if value is not None and value.weight is not None:
-            uses.setdefault(value.weight, []).append((call, index, keeps.masks(axes)))
-    takes: list[Take] = []
-    for name, found in uses.items():
-        if all(m is None for _, _, masks in found for m in masks):
+            found = _Use(call, index, keeps.masks(axes), _renumbered(analysis, call, index, keeps))
+            uses.setdefault(value.weight, []).append(found)
+    actions: list[Take | Write] = []
+    for name, every in uses.items():
+        if all(part is None for use in every for part in (*use.masks, use.values)):
             continue
-        agreed = all(_same(found[0][2], masks) for _, _, masks in found[1:])
-        for call, index, masks in found[:1] if agreed else found:
-            use = None if agreed else (call.name, index)
-            takes.extend(
-                Take(name, axis, len(m), np.flatnonzero(m), use)
-                for axis, m in enumerate(masks)
-                if m is not None
-            )
-    return takes
+        agreed = len(every) == readers[name] and all(every[0].same(use) for use in every[1:])
+        for use in every[:1] if agreed else every:
+            actions.extend(use.actions(name, None if agreed else (use.call.name, use.operand)))
+    return actions
 
 
-def _same(ours: Sequence[Keep | None], theirs: Sequence[Keep | None]) -> bool:
-    return all(
-        (a is None and b is None) or (a is not None and b is not None and np.array_equal(a, b))
-        for a, b in zip(ours, theirs, strict=True)
-    )
+def _renumbered(analysis: Analysis, call: Call, index: int, keeps: Keeps) -> npt.NDArray[np.int64] | None:
+    """New numbers of an operand that holds positions of an axis which shrinks; None where they stay."""
+    facts = analysis.solver.facts.get(call)
+    term = None if facts is None else facts.indices.get(index)
+    mask = None if term is None else keeps.mask(term)
+    if mask is None:
+        return None
+    before = analysis.solver.known(call, index)
+    assert before is not None  # the rule read it
+    place = np.maximum(np.cumsum(mask) - 1, 0)  # of what goes: any valid number
+    return np.asarray(place[before % len(mask)], np.int64)
 
 
 def _node_actions(analysis: Analysis, keeps: Keeps) -> list[SetShape | SetAttr]:

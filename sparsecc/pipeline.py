@@ -89,7 +89,7 @@ def decide(analysis: Analysis, passes: Sequence[Pass], saliency: Saliency | None
         actions.extend(choice.actions)
         skips.extend(choice.skips)
     left = {g.name for g in _without(analysis, actions).groups}
-    kept = {n: m for n, m in kept.items() if n in left}
+    kept = analysis.feasible({n: m for n, m in kept.items() if n in left})
     return lower(
         analysis,
         kept,

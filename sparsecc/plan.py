@@ -49,10 +49,14 @@ class Mask:
 
 @dataclass(frozen=True, eq=False)
 class Write:
-    """Replace the values of a weight before anything is taken from it; shape of the weight."""
+    """Replace the values of a weight before anything is taken from it; shape of the weight.
+
+    ``use`` restricts it to one use of a constant that several nodes share: ``(node, operand)``.
+    """
 
     weight: str
     values: Array
+    use: tuple[str, int] | None = None
     arrays: ClassVar[tuple[str, ...]] = ("values",)
 
 

@@ -91,8 +91,14 @@ class _Search:
         for group in self.emptied:
             self.gone[resolve(group.term)][0] = False  # an axis needs at least one position
         self._settle()
-        kept = {g.name: ~gone for g in self.analysis.groups if (gone := self.gone[resolve(g.term)]).any()}
-        return Slimming(kept, tuple(self._writes()), tuple(self._skips()))
+        for name, mask in self.analysis.feasible(self._kept()).items():
+            self.gone[resolve(self.analysis.group(name).term)] &= ~mask
+        self._settle()
+        return Slimming(self._kept(), tuple(self._writes()), tuple(self._skips()))
+
+    def _kept(self) -> dict[str, Keep]:
+        """What stays of every group that loses something."""
+        return {g.name: ~gone for g in self.analysis.groups if (gone := self.gone[resolve(g.term)]).any()}
 
     # -- the search ---------------------------------------------------------------------------------
 

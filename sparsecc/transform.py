@@ -47,7 +47,7 @@ class Pass:
         choice = self.choose(analysis, saliency)
         return lower(
             analysis,
-            choice.kept,
+            analysis.feasible(choice.kept),
             by=type(self).__name__,
             extra=choice.actions,
             skips=choice.skips,

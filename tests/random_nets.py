@@ -61,6 +61,14 @@ class Net(nn.Module):
             self.weights[name] = nn.Parameter(torch.randn(shape) * 0.5)
         return self.weights[name]  # type: ignore[return-value]
 
+    def places(self, places: list[int]) -> Tensor:
+        """A buffer of positions of the current step."""
+        name = f"p{self._at}_{self._made}"
+        self._made += 1
+        if not hasattr(self, name):
+            self.register_buffer(name, torch.tensor(places))
+        return getattr(self, name)  # type: ignore[no-any-return]
+
     def forward(self, x: Tensor) -> Any:
         values = [x]
         for at, (name, a, b, c) in enumerate(self.steps):
@@ -266,6 +274,25 @@ def _write(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
     return y
 
 
+def _roll(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
+    dims = (_channel(x), x.dim() - 1 - c % 2)
+    return torch.roll(x, (b - 2, c), dims) if a % 2 else torch.roll(x, b - 2, dims[0])
+
+
+def _flip(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
+    return x.flip(_channel(x)) + (x if c % 2 else 0)
+
+
+def _gathered(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
+    """Channels in another order, some of them several times, some not at all."""
+    dim = _channel(x)
+    places = [(a + i * (b + 1)) % x.shape[dim] - (c % 2) * x.shape[dim] for i in range(1 + (a + b + c) % 7)]
+    chosen = net.places(places)
+    if a % 3 == 0:
+        return x.index_select(dim, chosen.remainder(x.shape[dim]) if c % 2 else chosen)
+    return x[:, chosen] if dim == 1 else x[..., chosen]
+
+
 # -- sequences -----------------------------------------------------------------------------------------
 
 
@@ -362,6 +389,7 @@ def _convolved(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
 
 
 _BOTH = (_residual, _chunk, _glu, _slice, _pad, _statistics, _softmax, _scale, _activation, _write)
+_MOVED = (_roll, _flip, _gathered)
 _IMAGE = (
     *(_conv, _grouped, _transposed, _batch_norm, _group_norm, _instance_norm, _image_norm, _concat),
     *(_shuffle, _pixel_shuffle, _gate, _pool, _prelu, _non_local),
@@ -371,6 +399,6 @@ _SEQUENCE = (
     *(_joined, _doubled, _convolved),
 )
 OPERATORS: dict[str, dict[str, Make]] = {
-    "image": {f.__name__[1:]: f for f in (*_IMAGE, *_BOTH)},
-    "sequence": {f.__name__[1:]: f for f in (*_SEQUENCE, *_BOTH)},
+    "image": {f.__name__[1:]: f for f in (*_IMAGE, *_BOTH, *_MOVED)},
+    "sequence": {f.__name__[1:]: f for f in (*_SEQUENCE, *_BOTH, *_MOVED)},
 }

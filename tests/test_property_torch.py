@@ -40,7 +40,7 @@ def random_keeps(subject: TorchSubject, seed: int) -> dict[str, Keep]:
         mask[generator.integers(group.size)] = True
         if generator.random() < 0.75:
             kept[group.name] = mask
-    return kept
+    return subject.analysis.feasible(kept)
 
 
 def check(subject: TorchSubject, plan: Plan, kept: Mapping[str, Keep]) -> None:

@@ -48,6 +48,7 @@ def test_random_plans(name: str, seed: int, share: float) -> None:
         mask = generator.random(group.size) >= share
         mask[generator.integers(group.size)] = True
         kept[group.name] = mask
+    kept = subject.analysis.feasible(kept)
     plan = lower(subject.analysis, kept)
     applied = subject.apply(plan, kept)
     inputs, _ = subject.inputs(seed % 3, seed % 2)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
 
 from sparsecc.axes.solver import Solver
-from sparsecc.axes.terms import Keep, Reason, Term, atoms, expand_mask, keep_mask, resolve
+from sparsecc.axes.terms import Keep, Reason, Term, atoms, expand_mask, fold, holds_pick, keep_mask, resolve
 from sparsecc.errors import UnsupportedModel
 from sparsecc.graph import Call, Value, View
 
@@ -153,6 +154,33 @@ class Analysis:
     def keeps(self, kept: Mapping[str, Keep]) -> Keeps:
         """The choice ``group name -> mask`` as something that axes can be asked about."""
         return Keeps(self, {resolve(self.group(n).term): np.asarray(m, bool) for n, m in kept.items()})
+
+    @cached_property
+    def _picked(self) -> list[Term]:
+        """Axes that a choice may empty although it keeps part of every group."""
+        solver = self.solver
+        every = (t for axes in (*solver.axes.values(), *solver.operands.values()) for t in axes)
+        return [root for root in {id(r): r for r in map(resolve, every)}.values() if holds_pick(root)]
+
+    def emptied(self, keeps: Keeps) -> Iterator[Term]:
+        """Axes that would keep no position."""
+        return (term for term in self._picked if keeps.count(term) == 0)
+
+    def feasible(self, kept: Mapping[str, Keep]) -> dict[str, Keep]:
+        """The choice with positions put back so that every axis keeps at least one."""
+        out = {n: np.array(m, bool) for n, m in kept.items()}
+        names = {resolve(g.term): g.name for g in self.groups}
+        for term in self._picked:
+            if self.keeps(out).count(term):
+                continue
+            first = np.zeros(resolve(term).size)
+            first[0] = 1
+            found: dict[Term, np.ndarray[tuple[int, ...], np.dtype[np.float64]]] = {}
+            fold(term, first, found)
+            for part, hit in found.items():
+                if names.get(part) in out:
+                    out[names[part]] |= hit > 0
+        return out
 
     def axes(self, value: Value) -> tuple[Term, ...]:
         """Axis terms of a value (fresh per use for constants: see ``operand``)."""

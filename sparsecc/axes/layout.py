@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from sparsecc.axes.registry import rule
 from sparsecc.axes.solver import Axes, Solver
-from sparsecc.axes.terms import Term, atom, atoms, concat, product, resolve
+from sparsecc.axes.terms import Places, Term, atom, atoms, concat, pick, product, resolve
 from sparsecc.graph import Call
 
 
@@ -260,11 +262,54 @@ def _cut(s: Solver, c: Call, term: Term, dim: int, start: int, stop: int, step: 
 
 @rule("index")
 def index(s: Solver, c: Call) -> list[Term]:
-    """x[*,D,*] indices[*I] -> y[*,*I,*] (gather, embedding, index_select)"""
+    """x[*,D,*] indices[*I] -> y[*,*I,*] (gather, embedding, index_select)
+
+    A constant list of positions picks them; its numbers follow what is removed.
+    """
     x, indices = s.of(c, 0), s.of(c, 1)
     dim = c.attrs["dim"] % len(x)
-    s.freeze(x[dim], "indexed", "looks up positions of this axis")
-    return [*x[:dim], *indices, *x[dim + 1 :]]
+    chosen = s.known(c, 1) if len(indices) == 1 and not s.varies(x[dim]) else None
+    if chosen is None:
+        s.freeze(x[dim], "indexed", "looks up positions of this axis")
+        return [*x[:dim], *indices, *x[dim + 1 :]]
+    size = resolve(x[dim]).size
+    if not ((chosen >= -size) & (chosen < size)).all():
+        raise ValueError(f"looks up positions outside of an axis of {size}")
+    picked = pick(x[dim], chosen % size)
+    s.equal(picked, indices[0])
+    s.positions(c, 1, x[dim])
+    return [*x[:dim], picked, *x[dim + 1 :]]
+
+
+@rule("roll")
+def roll(s: Solver, c: Call) -> list[Term]:
+    """x[*,D,*] -> y[*,D,*]: the last ``shifts[i]`` positions of axis ``dims[i]`` come first"""
+    x = list(s.of(c, 0))
+    sizes: list[tuple[Term, ...]] = []
+    for dim, shift in zip(c.attrs["dims"], c.attrs["shifts"], strict=True):
+        size = resolve(x[dim]).size
+        places = np.roll(np.arange(size), shift)
+        sizes.append((_moved(s, x[dim], places[: shift % size]),))
+        x[dim] = _moved(s, x[dim], places)
+    s.size(c, "shifts", sizes)
+    return x
+
+
+@rule("flip")
+def flip(s: Solver, c: Call) -> list[Term]:
+    """x[*,D,*] -> y[*,D,*] with the positions of the axes ``dims`` in reverse order"""
+    x = list(s.of(c, 0))
+    for dim in c.attrs["dims"]:
+        x[dim] = _moved(s, x[dim], np.arange(resolve(x[dim]).size)[::-1])
+    return x
+
+
+def _moved(s: Solver, term: Term, places: Places) -> Term:
+    """Chosen positions of an axis, which stays whole where its size varies."""
+    if not s.varies(term):
+        return pick(term, places)
+    s.freeze(term, "dynamic", "moves positions of a dynamic axis")
+    return s.frozen(len(places), "dynamic", "moves positions of a dynamic axis")
 
 
 @rule("gather_nd")

@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
+
 from sparsecc.axes.registry import RULES
-from sparsecc.axes.terms import (
-    Reason,
-    Term,
-    atom,
-    concat,
-    freeze,
-    product,
-    resolve,
-    split_concat,
-    split_product,
-    unify,
-)
+from sparsecc.axes.terms import Reason, Term, atom, concat, product, resolve
+from sparsecc.axes.unify import freeze, split_concat, split_product, unify, varies, vary
+from sparsecc.errors import UnsupportedModel
 from sparsecc.graph import Call, Value, View
+
+_INTEGERS = frozenset({"int8", "int16", "int32", "int64", "uint8"})
+
+#: operators that treat a table of parameters as features (relative positions), and do not make weights of it
+_FEATURES = frozenset({"linear", "layer_norm"})
 
 Axes = tuple[Term, ...]
 
@@ -30,13 +29,15 @@ class Facts:
     ``contractions`` and ``reductions`` are (operand, dim) pairs.  ``sizes`` maps an attribute to
     the terms whose kept counts give its new value: a list gives a list, a tuple inside a list is
     summed.  ``pins`` are values that must stay what they were although the size that they derive
-    from changes: attribute -> (value, term).
+    from changes: attribute -> (value, term).  ``indices`` maps an operand that holds known positions of
+    an axis to that axis: where it shrinks, the numbers have to follow.
     """
 
     contractions: list[tuple[int, int]] = field(default_factory=list)
     reductions: list[tuple[int, int]] = field(default_factory=list)
     sizes: dict[str, list[tuple[Term, ...]] | tuple[Term, ...]] = field(default_factory=dict)
     pins: dict[str, tuple[object, Term]] = field(default_factory=dict)
+    indices: dict[int, Term] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -88,11 +89,13 @@ class Solver:
         return index < len(call.inputs) and call.inputs[index] is not None
 
     def equal(self, left: Term, right: Term) -> Term:
-        """State that two axes are the same; freezes both where they have no common form."""
-        if not unify(left, right):
-            reason = self.reason(
-                "no common refinement", f"joins axes {resolve(left)!r} and {resolve(right)!r}"
-            )
+        """State that two axes are the same; freezes what has no common form."""
+
+        def why() -> Reason:
+            return self.reason("no common refinement", f"joins axes {resolve(left)!r} and {resolve(right)!r}")
+
+        if not unify(left, right, why):
+            reason = why()
             freeze(left, reason)
             freeze(right, reason)
         return left
@@ -113,28 +116,40 @@ class Solver:
         return Reason(kind, f"{where} {text}")
 
     def factors(self, term: Term, sizes: Sequence[int]) -> list[Term]:
-        """``term`` as a product of the given sizes; freezes it where that cannot be."""
-        parts = split_product(term, sizes)
-        if parts is None:
+        """``term`` as a product of the given sizes; freezes what does not fit."""
+
+        def why() -> Reason:
             shape = " x ".join(map(str, sizes))
-            self.freeze(term, "no common refinement", f"splits axis {resolve(term)!r} into {shape}")
+            return self.reason("no common refinement", f"splits axis {resolve(term)!r} into {shape}")
+
+        parts = split_product(term, sizes, why)
+        if parts is None:
+            freeze(term, why())
             parts = [self.frozen(size, "no common refinement", "split a frozen axis") for size in sizes]
         return parts
 
     def pieces(self, term: Term, sizes: Sequence[int]) -> list[Term]:
-        """``term`` as a concatenation of the given sizes; freezes it where that cannot be."""
-        parts = split_concat(term, sizes)
-        if parts is None:
+        """``term`` as a concatenation of the given sizes; freezes what does not fit."""
+
+        def why() -> Reason:
             shape = " + ".join(map(str, sizes))
-            self.freeze(term, "no common refinement", f"cuts axis {resolve(term)!r} into {shape}")
+            return self.reason("no common refinement", f"cuts axis {resolve(term)!r} into {shape}")
+
+        parts = split_concat(term, sizes, why)
+        if parts is None:
+            freeze(term, why())
             parts = [self.frozen(size, "no common refinement", "cut a frozen axis") for size in sizes]
         return parts
+
+    def varies(self, term: Term) -> bool:
+        """Whether the size of an axis depends on the sizes of the graph's inputs."""
+        return varies(term)
 
     def contract(self, call: Call, index: int, dim: int) -> None:
         """The call sums products over ``dim`` of operand ``index``."""
         axes = self.of(call, index)
         dim %= len(axes)
-        if self._is_static(call):
+        if self._is_static(call) and call.op not in _FEATURES:
             self.freeze(axes[dim], "parameters only", "contracts over an axis of parameters alone")
         self._facts(call).contractions.append((index, dim))
 
@@ -142,7 +157,7 @@ class Solver:
         """The call reduces over ``dim`` of operand ``index`` (mean, norm, softmax, ...)."""
         axes = self.of(call, index)
         dim %= len(axes)
-        if self._is_static(call):
+        if self._is_static(call) and call.op not in _FEATURES:
             self.freeze(axes[dim], "parameters only", "reduces over an axis of parameters alone")
         self._facts(call).reductions.append((index, dim))
 
@@ -153,6 +168,17 @@ class Solver:
     def pin(self, call: Call, name: str, value: object, term: Term) -> None:
         """Attribute ``name`` must be written out as ``value`` once ``term`` is pruned."""
         self._facts(call).pins[name] = (value, term)
+
+    def known(self, call: Call, index: int) -> npt.NDArray[np.int64] | None:
+        """The integers of a constant operand, or None where they are not known before the model runs."""
+        value = call.inputs[index]
+        if value is None or value.kind != "const" or value.dtype not in _INTEGERS:
+            return None
+        return known_integers(self.view, value)
+
+    def positions(self, call: Call, index: int, term: Term) -> None:
+        """The known numbers of operand ``index`` are positions of the axis ``term``."""
+        self._facts(call).indices[index] = term
 
     def broadcast(self, call: Call, operands: Sequence[Axes], shape: Sequence[int]) -> list[Term]:
         """Axes of the broadcast of ``operands``; axes of size 1 are free."""
@@ -181,6 +207,7 @@ class Solver:
         axes = tuple(atom(n, f"{label}[{i}]") for i, n in enumerate(value.shape))
         for dim, term in enumerate(axes):
             if value.is_dynamic(dim):
+                vary(term)
                 freeze(term, Reason("dynamic", f"dimension {dim} of {label!r} is dynamic"))
         return axes
 
@@ -231,6 +258,10 @@ class Solver:
         if outputs is not None:
             for value, axes in zip(call.outputs, outputs, strict=True):
                 self.axes[value] = tuple(axes)
+        for value in call.outputs:
+            for term, dynamic in zip(self.axes[value], value.dynamic, strict=False):
+                if dynamic and resolve(term).kind == "atom":
+                    vary(term)
         if self._is_static(call):
             self._static.update(call.outputs)
 
@@ -253,6 +284,19 @@ class Solver:
                     self.freeze(term, kind, text)
         for value in call.outputs:
             self.axes[value] = tuple(self.frozen(n, kind, text) for n in value.shape)
+
+
+def known_integers(view: View, value: Value) -> npt.NDArray[np.int64] | None:
+    """The integers that a constant holds; None where only a run tells."""
+    if value.data is not None:
+        return np.asarray(value.data, np.int64)
+    if view.semantics is None:
+        return None
+    try:
+        tensor = view.semantics.constant(value)
+    except UnsupportedModel:  # on the meta device
+        return None
+    return None if tensor is None else tensor.numpy().astype(np.int64)
 
 
 def unknown_operator(call: Call) -> str:

@@ -37,8 +37,9 @@ def edit(program: Program, plan: Plan) -> Program:
         for n, t in program.weights.items()
     }
     weight_of = {nodes[n].name: w for n, w in program.weight_of.items()}
-    for (name, node, operand), takes in actions.uses.items():
-        _own_constant(graph, nodes, weights, weight_of, (name, node, operand), takes, program)
+    for use in actions.uses:
+        own = actions.edit_use(use, program.weights[use[0]])
+        _own_constant(graph, nodes, weights, weight_of, use, own)
     for action in plan.actions:
         if isinstance(action, (SetShape, SetAttr)):
             target = _node(nodes, action.node)
@@ -164,14 +165,11 @@ def _own_constant(
     weights: dict[str, torch.Tensor],
     weight_of: dict[str, str],
     use: tuple[str, str, int],
-    takes: list[Any],
-    program: Program,
+    tensor: torch.Tensor,
 ) -> None:
-    from sparsecc.fx.weights import taken
-
     name, consumer, operand = use
     own = f"{name}@{consumer}.{operand}"
-    weights[own] = taken(program.weights[name].detach(), takes)
+    weights[own] = tensor
     old = next(n for n in graph.nodes if n.op == "placeholder" and weight_of.get(n.name) == name)
     with graph.inserting_before(old):
         new = graph.placeholder(f"c_{consumer}_{operand}")
@@ -234,6 +232,7 @@ _ATTRIBUTES: tuple[tuple[str, str, Callable[[Node, dict[str, Any], str, Any], No
     ("normalized_shape", "normalized_shape", _replace),
     ("repeats", "repeats", _replace),
     ("scale", "scale", _replace),
+    ("shifts", "shifts", _replace),
 )
 
 

@@ -275,15 +275,16 @@ def _spatial(count: int) -> Entry:
     return entry
 
 
-def _along(name: str) -> Entry:
-    """Mixes positions of the axes in argument ``name`` (roll, flip)."""
+def _roll(b: Bound, s: Shapes) -> Spec:
+    rank, shifts = s.rank(b["self"]), [s.argument(n) for n in _ints(b["shifts"])]
+    dims = [d % rank for d in _ints(b["dims"])]
+    if not dims:  # rolls all elements as one row
+        return Spec("mixed", (b["self"],), {"kept": []})
+    return Spec("roll", (b["self"],), {"dims": dims, "shifts": shifts})
 
-    def entry(b: Bound, s: Shapes) -> Spec:
-        rank = s.rank(b["self"])
-        dims = [d % rank for d in _ints(b[name])] or list(range(rank))
-        return Spec("mixed", (b["self"],), {"kept": [d for d in range(rank) if d not in dims]})
 
-    return entry
+def _flip(b: Bound, s: Shapes) -> Spec:
+    return Spec("flip", (b["self"],), {"dims": [d % s.rank(b["self"]) for d in _ints(b["dims"])]})
 
 
 def _triangle(b: Bound, s: Shapes) -> Spec:
@@ -501,8 +502,8 @@ TABLE: dict[str, Entry] = {
     },
     **{f"upsample_{m}": _spatial(n) for m, n in [("bicubic2d", 2), ("nearest3d", 3), ("trilinear3d", 3)]},
     **{f"_upsample_{m}": _spatial(n) for m, n in [("nearest_exact1d", 1), ("nearest_exact2d", 2)]},
-    "roll": _along("dims"),
-    "flip": _along("dims"),
+    "roll": _roll,
+    "flip": _flip,
     "tril": _triangle,
     "triu": _triangle,
     "lstm": _recurrent(4, 2),

@@ -19,11 +19,16 @@ def taken(tensor: torch.Tensor, takes: Iterable[Take]) -> torch.Tensor:
     return out
 
 
+def written_over(tensor: torch.Tensor, write: Write) -> torch.Tensor:
+    """The values of ``write`` in the form of the weight that they replace."""
+    return torch.from_numpy(write.values.copy()).to(tensor).reshape(tensor.shape)
+
+
 def substituted(plan: Plan, name: str, tensor: torch.Tensor) -> torch.Tensor:
     """A weight with the plan's values and masks put in, at its original size."""
     for write in plan.of(Write):
-        if write.weight == name:
-            tensor = torch.from_numpy(write.values.copy()).to(tensor).reshape(tensor.shape)
+        if write.weight == name and write.use is None:
+            tensor = written_over(tensor, write)
     for mask in plan.of(Mask):
         if mask.weight == name:
             keep = torch.from_numpy(mask.keep).to(tensor.device)
@@ -36,9 +41,13 @@ class WeightActions:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        self.valued = {a.weight for a in (*plan.of(Write), *plan.of(Mask))}
+        writes = list(plan.of(Write))
+        self.valued = {a.weight for a in (*writes, *plan.of(Mask)) if getattr(a, "use", None) is None}
         self.takes: dict[str, list[Take]] = {}
         self.uses: dict[tuple[str, str, int], list[Take]] = {}
+        self.own_values = {(w.weight, *w.use): w for w in writes if w.use is not None}
+        for use in self.own_values:
+            self.uses[use] = []
         for take in plan.of(Take):
             if take.use is None:
                 self.takes.setdefault(take.weight, []).append(take)
@@ -56,6 +65,12 @@ class WeightActions:
             tensor = substituted(self.plan, name, tensor)
         return taken(tensor, self.takes.get(name, ()))
 
+    def edit_use(self, use: tuple[str, str, int], tensor: torch.Tensor) -> torch.Tensor:
+        """The version of a constant that one of its uses, a key of ``uses``, gets."""
+        write = self.own_values.get(use)
+        tensor = tensor.detach() if write is None else written_over(tensor.detach(), write)
+        return taken(tensor, self.uses[use])
+
 
 def exact_weights(plan: Plan, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Written weights of a lossless plan in float64, before they were rounded to the model's dtype.
@@ -69,6 +84,8 @@ def exact_weights(plan: Plan, weights: Mapping[str, torch.Tensor]) -> dict[str, 
     actions = WeightActions(plan)
     out: dict[str, torch.Tensor] = {}
     for write in plan.of(Write):
+        if write.use is not None:
+            continue
         wide = actions.edit(write.weight, torch.from_numpy(write.values.copy()).double())
         stored = weights.get(write.weight)
         if stored is not None and torch.equal(wide.to(stored.dtype), stored.detach().cpu()):

@@ -15,7 +15,7 @@ from onnx import NodeProto, TensorProto, numpy_helper
 
 from sparsecc.axes.analysis import Keeps
 from sparsecc.errors import PlanConflict
-from sparsecc.fx.weights import WeightActions, taken
+from sparsecc.fx.weights import WeightActions
 from sparsecc.onnxfile.model import OnnxFile, copy_proto, replace_tensor, subgraphs
 from sparsecc.onnxfile.shapes import Shapes
 from sparsecc.onnxfile.spelling import Speller, name_of
@@ -54,8 +54,8 @@ class _Editor:
         self.speller = Speller(self.model, self.shapes, self.keeps, self.graph)
         self.touched = self.speller.touched
         self.clones: dict[tuple[str, bytes], str] = {}
-        for (name, node, operand), takes in actions.uses.items():
-            array = taken(actions.edit(name, self.model.tensor(name)), takes)
+        for name, node, operand in actions.uses:
+            array = actions.edit_use((name, node, operand), self.model.tensor(name))
             self._point(self._node(node), self._input_of(node, operand), self._clone(name, array))
         for action in self.plan.actions:
             self._apply(action)

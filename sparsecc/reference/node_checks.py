@@ -31,7 +31,8 @@ from sparsecc.subject import NodeCheck
 ULPS: dict[str, float] = {
     "layout": 0, "reshape": 0, "expand": 0, "repeat_interleave": 0, "tile": 0, "concat": 0, "stack": 0,
     "split": 0, "unbind": 0, "select": 0, "slice": 0, "index": 0, "pad": 0, "create": 0, "positions": 0,
-    "ordered": 0, "elementwise": 8, "prelu": 4, "mixed": 64, "batch_norm": 64, "softmax": 64,
+    "roll": 0, "flip": 0, "ordered": 0,
+    "elementwise": 8, "prelu": 4, "mixed": 64, "batch_norm": 64, "softmax": 64,
 }  # fmt: skip
 _DEFAULT_ULPS = 256.0
 CONTRACTIONS = frozenset({"conv", "conv_transpose", "linear", "matmul", "addmm", "gemm", "einsum"})
