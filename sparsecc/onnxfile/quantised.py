@@ -135,3 +135,8 @@ AUXILIARY: dict[str, tuple[int, ...]] = {
     "QLinearAdd": (1, 2, 4, 5, 6, 7), "QLinearMul": (1, 2, 4, 5, 6, 7), "MatMulNBits": (3, 4),
     "QAttention": (3, 4, 6, 7), "RotaryEmbedding": (1, 2, 3), "GroupQueryAttention": (7, 8),
 }  # fmt: skip
+
+#: operators that round to integers
+QUANTISERS = frozenset({"QuantizeLinear", "DynamicQuantizeLinear", "DynamicQuantizeMatMul", "QGemm"}) | {
+    name for name in (*DEFAULT, *CONTRIB) if name.startswith("QLinear")
+}

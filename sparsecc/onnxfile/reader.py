@@ -15,6 +15,7 @@ from sparsecc.onnxfile.opaque import opaque
 from sparsecc.onnxfile.ops import CONTRACTED, entry_of
 from sparsecc.onnxfile.quantised import AUXILIARY
 from sparsecc.onnxfile.quantised import WEIGHTS as QUANTISED_WEIGHTS
+from sparsecc.onnxfile.real import real_weight
 from sparsecc.onnxfile.semantics import ModelSemantics
 from sparsecc.onnxfile.shapes import Shapes
 from sparsecc.onnxfile.site import Site, Spec
@@ -65,7 +66,7 @@ class _Reader:
         )
 
     def _tensor(self, name: str) -> torch.Tensor:
-        return self.model.tensor(name)
+        return real_weight(self.model, name)
 
     def _input(self, name: str) -> Value:
         value = self._new(name, "input")

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import NodeProto
+from onnx import AttributeProto, NodeProto
 
 from sparsecc.onnxfile.shapes import Shapes
 
@@ -19,6 +19,18 @@ class Spec(NamedTuple):
     op: str
     operands: Sequence[int | None]
     attrs: dict[str, Any] = {}  # noqa: RUF012
+
+
+def attribute(node: NodeProto, name: str, default: Any = None) -> Any:
+    """An attribute of a node as plain Python data (bytes as text)."""
+    return _plain(next((a for a in node.attribute if a.name == name), None), default)
+
+
+def _plain(found: AttributeProto | None, default: Any) -> Any:
+    if found is None:
+        return default
+    value = onnx.helper.get_attribute_value(found)
+    return value.decode() if isinstance(value, bytes) else value
 
 
 class Site:
@@ -32,11 +44,7 @@ class Site:
 
     def attr(self, name: str, default: Any = None) -> Any:
         """An attribute as plain Python data (bytes as text)."""
-        found = self.attributes.get(name)
-        if found is None:
-            return default
-        value = onnx.helper.get_attribute_value(found)
-        return value.decode() if isinstance(value, bytes) else value
+        return _plain(self.attributes.get(name), default)
 
     def has(self, index: int) -> bool:
         """Whether input ``index`` is given."""

@@ -41,7 +41,7 @@ def gather_elements(ctx: Ctx, x: Tensor, index: Tensor) -> Tensor:
     return torch.gather(x, axis, _wrapped(index, x.shape[axis]))
 
 
-@op("GatherND", kind="moves")
+@op("GatherND", "com.microsoft::GatherND", kind="moves")
 def gather_nd(ctx: Ctx, x: Tensor, index: Tensor) -> Tensor:
     """x[*B,*I,*S] index[*B,*J,len(I)] -> y[*B,*J,*S]"""
     batch = ctx.integer("batch_dims", 0)
