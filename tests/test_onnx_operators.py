@@ -11,21 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from onnx import ModelProto, helper
 
-from tests.onnx_graphs import Graph, check_trial, trial
-
-MICROSOFT = {"opsets": [helper.make_opsetid("com.microsoft", 1)]}
-
-
-class Case:
-    """A model, the weights that must lose positions (and along which axis), and where it can run."""
-
-    def __init__(self, model: ModelProto, *free: tuple[str, int], runtime: bool = True) -> None:
-        self.model = model
-        self.free = free
-        self.runtime = runtime
-
+from tests.onnx_cases import Case, built, check_case, image, sequence
+from tests.onnx_graphs import Graph
 
 CASES: dict[str, Callable[[], Case]] = {}
 
@@ -33,43 +21,6 @@ CASES: dict[str, Callable[[], Case]] = {}
 def case(function: Callable[[], Case]) -> Callable[[], Case]:
     CASES[function.__name__] = function
     return function
-
-
-@pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("seed", range(3))
-def test_an_operator_prunes_to_its_masked_semantics(name: str, seed: int) -> None:
-    built = CASES[name]()
-    found = trial(built.model, seed)
-    groups = {(m.weight, m.axis) for g in found.subject.analysis.groups for m in g.members}
-    assert set(built.free) <= groups, [str(f) for f in found.subject.analysis.frozen]
-    check_trial(found, seed, runtime=built.runtime)
-
-
-def image(opset: int = 20, size: int = 6) -> tuple[Graph, str]:
-    """A graph with a convolution of 8 channels over an image."""
-    g = Graph(opset)
-    return g, g.conv(g.input("x", ["batch", 3, size, size]), "a", 3, 8)
-
-
-def sequence(opset: int = 20, width: int = 8, **fields: Any) -> tuple[Graph, str]:
-    """A graph with a linear layer over a sequence."""
-    g = Graph(opset, **fields)
-    return g, g.linear(g.input("x", ["batch", 5, 6]), "a", 6, width)
-
-
-def built(
-    g: Graph, y: str, channels: int, *free: tuple[str, int], linear: bool = False, **fields: Any
-) -> Case:
-    """The model with a last layer."""
-    runtime = fields.pop("runtime", True)
-    z = g.linear(y, "z", channels, 3) if linear else g.conv(y, "z", channels, 3)
-    return Case(
-        g.build(z, **fields),
-        ("a.weight", 1 if linear else 0),
-        ("z.weight", 0 if linear else 1),
-        *free,
-        runtime=runtime,
-    )
 
 
 # -- statistics, neighbours ---------------------------------------------------------------------------
@@ -415,3 +366,9 @@ def rotation_of_some_dimensions() -> Case:
 @case
 def rotation_of_four_axes() -> Case:
     return rotary(1, True, False)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("seed", range(3))
+def test_an_operator_prunes_to_its_masked_semantics(name: str, seed: int) -> None:
+    check_case(CASES[name](), seed)

@@ -121,7 +121,7 @@ def _stacked_past(s: Solver, c: Call, h: _Heads) -> None:
         for mine, theirs in ((batch, h.batch), (heads, h.q), (inner, h.inner)):
             s.equal(mine, theirs)
         s.freeze(h.past, "sequence", "attends along this axis")
-    if s.has(c, 4) or 1 in c.attrs["outputs"]:
+    if s.has(c, 4) or 1 in c.attrs["outputs"] or c.attrs["one_width"]:
         s.equal(h.inner, h.carried)
 
 

@@ -51,7 +51,7 @@ def _attention(s: Site) -> Spec:
     if s.attr("do_rotary", 0) or s.attr("past_present_share_buffer", 0):
         raise ValueError("rotation, or a cache in a shared buffer")
     # x w b padding past mask x_zero w_zero x_scale w_scale
-    return self_attention(s, s.given(0, 1, 2, 5, 8, 99, 6, 7, 3, 4), zeros={0: 6, 1: 7})
+    return self_attention(s, s.given(0, 1, 2, 5, 8, 99, 6, 7, 3, 4), one_width=True, zeros={0: 6, 1: 7})
 
 
 def self_attention(s: Site, operands: list[int | None], **attrs: Any) -> Spec:
@@ -64,6 +64,7 @@ def self_attention(s: Site, operands: list[int | None], **attrs: Any) -> Spec:
         "causal": bool(s.attr("unidirectional", 0)),
         "outputs": s.outputs(),
     }
+    attrs.setdefault("one_width", False)  # whether queries, keys and values are of one width
     return Spec("self_attention", operands, attrs)
 
 
