@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from sparsecc.onnxfile.dims import Problem
 
 
+COUNTING = frozenset({"NonZero", "Unique", "NonMaxSuppression", "Compress"})
+"""Operators that put out as much as their data say."""
+
+
 class Misfit(Exception):
     """A node that the assigned sizes do not fit."""
 
@@ -149,6 +153,9 @@ class Execution:
     def _ctx(self, program: Program, step: Step, cells: Mapping[str, Cell], position: tuple[int, ...]) -> Ctx:
         ctx = step.ctx  # this run's own: the program was built for it
         ctx.abstract = True
+        if step.node.op_type in COUNTING:
+            declared = all(self.problem.declared_cell(name) for name in step.node.output if name)
+            ctx.count = None if declared else self.problem.count
         if program.bodies and subgraphs(step.node):
             ctx = ctx.copy()
             ctx.call = lambda graph, args: self._call(

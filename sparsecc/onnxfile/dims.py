@@ -11,7 +11,7 @@ import torch
 from onnx import TensorProto, ValueInfoProto
 
 from sparsecc.errors import InvalidOption
-from sparsecc.onnxfile.abstract import Execution, Misfit
+from sparsecc.onnxfile.abstract import COUNTING, Execution, Misfit
 from sparsecc.onnxfile.cells import MAX_KNOWN, MAX_KNOWN_FLOATS, Cell
 from sparsecc.onnxfile.model import TORCH_DTYPES, OnnxFile, to_torch
 from sparsecc.reference.onnx_ops.registry import DataDependent, Value
@@ -26,6 +26,7 @@ _FALLBACK_SIZES = (
     1, 2, 4, 8, 16, 32, 48, 64, 80, 96, 128, 160, 192, 224, 256, 320, 384, 512, 576, 640, 768, 1024, 1536,
     16000,
 )  # fmt: skip
+COUNTS = (37, 41)
 _BATCHES = (3, 5, 2, 7)
 _LENGTHS = (5, 7, 11, 13, 17, 19, 23, 29)
 _SPATIAL = (96, 160, 224, 352, 416, 544)
@@ -56,7 +57,7 @@ class Problem:
         self.given = self._checked(given)
         self._budget = _STEP_BUDGET
         self._sizes: Mapping[DimKey, int] = {}
-        self.groups: dict[DimKey, DimKey] = {}
+        self.count: int | None = None
 
     def _checked(self, given: dict[DimKey, int]) -> dict[DimKey, int]:
         by_place = {place: symbol.key for symbol in self.symbols.values() for place in symbol.places}
@@ -219,6 +220,24 @@ class Problem:
                     current, last = trial, outcome
                     break
         return (last, current) if last is not None else (None, None)
+
+    def counted(
+        self, sizes: dict[DimKey, int]
+    ) -> tuple[Execution, Execution, dict[DimKey, int] | None] | None:
+        """Both runs with sizes in place of what depends on data; None where nothing does, or they do not fit.
+
+        Only two runs that differ tell which sizes these are.
+        """
+        if not any(node.op_type in COUNTING for node in self.model.proto.graph.node):
+            return None
+        self.count = COUNTS[0]
+        _, one = self._progress(sizes)
+        self.count = COUNTS[1]
+        two, other = self.second(sizes) if sizes else (self._progress(sizes)[1], None)
+        self.count = None
+        if isinstance(one, Execution) and isinstance(two, Execution):
+            return one, two, other
+        return None
 
     def _classes(self, sizes: Mapping[DimKey, int]) -> dict[DimKey, list[DimKey]]:
         """Dimensions by size: those that were given the same one vary together."""

@@ -78,7 +78,15 @@ class _Reader:
         shape = info.shape or ()
         dynamic = info.dynamic if info.shape is not None and any(info.dynamic) else ()
         dtype = str(info.dtype)[6:] if info.dtype is not None else "unknown"
-        return Value(name, tuple(shape), dtype, kind, tuple(dynamic), example=tuple(shape))
+        return Value(
+            name,
+            tuple(shape),
+            dtype,
+            kind,
+            tuple(dynamic),
+            example=tuple(shape),
+            unranked=info.shape is None,
+        )
 
     def _value(self, name: str) -> Value:
         found = self.values.get(name)

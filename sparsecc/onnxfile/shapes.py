@@ -96,6 +96,9 @@ def infer(model: OnnxFile, dims: Mapping[DimKey, int] | None = None) -> Shapes:
     model = model.inlined()
     problem = Problem(model, dict(dims or {}))
     first, assignment = problem.first()
+    counted = problem.counted(assignment)
+    if counted is not None:
+        return _result(model, counted[0], counted[1], assignment, counted[2])
     second, other = problem.second(assignment)
     return _result(model, first, second, assignment, other)
 

@@ -3,6 +3,7 @@
 from sparsecc.reference.onnx_ops import (  # each import registers a family
     activation,
     attention,
+    boxes,
     control,
     conv,
     elementwise,
@@ -30,6 +31,7 @@ __all__ = [
     "Value",
     "activation",
     "attention",
+    "boxes",
     "control",
     "conv",
     "elementwise",
