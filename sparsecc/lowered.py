@@ -90,13 +90,13 @@ def _with_lowered(
         wide = [found[v.name] for v in file.proto.graph.output]
         ran = executor.run_named(feeds)
         for info, ours, reference in zip(file.proto.graph.output, wide, want, strict=True):
-            checks += _checks(info.name, ours, ran[info.name], reference, words)
+            checks += _checks(info.name, ours, ran[info.name], reference, words, subject.step)
     status = certificate.status if all(c.passed for c in checks) else "FAILED"
     return replace(certificate, status=status, checks=(*certificate.checks, *checks))
 
 
 def _checks(
-    name: str, exact: torch.Tensor, ran: torch.Tensor, reference: torch.Tensor, words: str
+    name: str, exact: torch.Tensor, ran: torch.Tensor, reference: torch.Tensor, words: str, step: float
 ) -> list[Check]:
     if not reference.is_floating_point():
         return [
@@ -105,7 +105,7 @@ def _checks(
         ]
     unit = torch.finfo(ran.dtype if ran.is_floating_point() else torch.float32).eps / 2
     error, scale = distance(exact, reference)
-    runtime, _ = distance(ran, exact)
+    runtime, allowed = distance(ran, exact)[0], RUNTIME_ULPS * unit + step
     return [
         Check(
             "lowered graph",
@@ -115,5 +115,5 @@ def _checks(
             words,
             name,
         ),
-        Check("artifact", "absolute error", runtime, RUNTIME_ULPS * unit * max(1.0, scale), words, name),
+        Check("artifact", "absolute error", runtime, allowed * max(1.0, scale), words, name),
     ]

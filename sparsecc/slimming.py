@@ -158,6 +158,8 @@ class _Search:
             return self._product(call, product)
         size = resolve(self._axis(call, index, dim)).size
         free = np.zeros(size, bool)
+        if "zeros" in call.attrs:  # quantised: 0 is not what stands for 0
+            return _Need(~free, np.zeros(size, bool))
         for operand, axis in _contracted(call, index, dim):
             free |= self._ignored(call, operand, axis, size)
         return _Need(~free, np.zeros(size, bool))

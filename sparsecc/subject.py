@@ -65,6 +65,14 @@ class Subject(ABC):
     notes: list[str]
 
     @property
+    def step(self) -> float:
+        """By how much of its largest entry rounding of integers inside may move an output; 0 without any.
+
+        Only the model's own dtype is compared so: in float64 hardly anything is so near to a middle.
+        """
+        return 0.0
+
+    @property
     @abstractmethod
     def view(self) -> View:
         """The graph."""

@@ -13,6 +13,7 @@ import torch
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from sparsecc.axes.terms import Keep
+from sparsecc.lowering import lower
 from sparsecc.onnxfile.model import OnnxFile, copy_proto, replace_tensor
 from sparsecc.onnxfile.subject import OnnxSubject
 from sparsecc.plan import Plan, SetAttr, SetShape, Take
@@ -22,7 +23,11 @@ Array = np.ndarray[Any, np.dtype[Any]]
 Feeds = dict[str, torch.Tensor]
 Shape = Sequence[int | str]
 
-_TYPES = {np.float32: TensorProto.FLOAT, np.float16: TensorProto.FLOAT16, np.int64: TensorProto.INT64}
+_TYPES = {
+    np.float32: TensorProto.FLOAT, np.float16: TensorProto.FLOAT16, np.int64: TensorProto.INT64,
+    np.int32: TensorProto.INT32, np.uint8: TensorProto.UINT8, np.int8: TensorProto.INT8,
+    np.bool_: TensorProto.BOOL,
+}  # fmt: skip
 
 
 class Graph:
@@ -174,6 +179,8 @@ def poisoned(file: OnnxFile, plan: Plan) -> OnnxFile:
         array = changed.get(take.weight)
         if array is None:
             array = np.array(file.array(take.weight))
+        if array.dtype.kind == "b" or array.dtype == np.int64:
+            continue  # indices and masks: no number of them may be just anything
         removed = _removed(take)
         shape = [len(removed) if d == take.axis else n for d, n in enumerate(array.shape)]
         array[_at(take.axis, removed)] = (random.standard_normal(shape) * 5 + 3).astype(array.dtype)
@@ -267,6 +274,62 @@ def error(ours: Sequence[Any], theirs: Sequence[Any]) -> float:
             wide = a.astype(np.float64) - b.astype(np.float64)
             worst = max(worst, float(np.abs(wide).max() / max(np.abs(b.astype(np.float64)).max(), 1e-30)))
     return worst
+
+
+# -- random plans ------------------------------------------------------------------------------------
+
+EXACT = 1e-12
+
+
+@dataclass
+class Trial:
+    """A model with a random choice of what stays, pruned."""
+
+    subject: OnnxSubject
+    kept: dict[str, Keep]
+    plan: Plan
+    file: OnnxFile
+    applied: Any
+
+    def removed(self, weight: str) -> list[int]:
+        """How many positions every axis of a weight has lost."""
+        before, after = self.subject.file.tensor(weight).shape, self.file.tensor(weight).shape
+        return [a - b for a, b in zip(before, after, strict=True)]
+
+
+def trial(model: ModelProto, seed: int = 0) -> Trial:
+    """Prune a random part of every group."""
+    subject = OnnxSubject(model)
+    random = np.random.default_rng(seed)
+    kept: dict[str, Keep] = {}
+    for group in subject.analysis.groups:
+        mask = random.random(group.size) < random.choice((0.3, 0.6, 0.9))
+        mask[random.integers(group.size)] = True
+        kept[group.name] = mask
+    plan = lower(subject.analysis, kept)
+    applied = subject.apply(plan, kept)
+    assert applied.file is not None
+    return Trial(subject, kept, plan, applied.file, applied)
+
+
+def check_trial(t: Trial, seed: int = 0, *, runtime: bool = True, loose: float = 1e-6) -> None:
+    """The pruned model equals masked semantics (float64, garbage at what is removed), and runs as it should.
+
+    ``runtime``: onnxruntime has kernels for the model; ``loose`` is what it may differ by.
+    """
+    gaps = [f for f in t.subject.analysis.frozen if f.reason.kind in ("unknown operator", "rule failed")]
+    assert gaps == []
+    assert t.file.check(full=True) is None
+    for variant in (0, 1):
+        feeds, _ = t.subject.inputs(seed, variant)
+        reference = masked64(t.subject, t.plan, t.kept, feeds, garbage=True)
+        assert error(run64(t.file, feeds), reference) <= EXACT
+    single = Runner(t.file, cache=False).run(feeds)
+    rounding = error([single[v.name] for v in t.file.proto.graph.output], reference)
+    if runtime:
+        assert error(ort(t.file.proto, feeds), reference) <= 100 * max(rounding, loose)
+    failed = [c for c in t.subject.node_checks(t.applied, t.kept, feeds) if not c.passed]
+    assert failed == []
 
 
 # -- what an edit touched ----------------------------------------------------------------------------

@@ -27,7 +27,7 @@ PASSES = (ChannelPruning(sparsity=0.5), HeadPruning(sparsity=0.5, head_dims=True
 #: patterns of which nothing can be removed, and the kind of the reason
 WHOLE = {
     "lstm_cell": "parameters only",  # its unrolled first step multiplies a weight by zeros
-    "writes_through_views": "unknown operator",  # ScatterND
+    "writes_through_views": "indexed",  # ScatterND
     "index_with_buffer": "indexed",
 }
 

@@ -17,6 +17,7 @@ from sparsecc.reference.onnx_run import Runner
 from tests.onnx_graphs import Graph, check_value_info, difference, error, explained, masked64, ort, run64
 
 EXACT = 1e-12
+FUSED = "com.microsoft"
 
 
 @dataclass(frozen=True)
@@ -440,6 +441,113 @@ class Net:
         else:
             self.put("Gather", [v.name, self.ints(0, v.shape[1] - 1)], (v.shape[0], 2, v.shape[2]), axis=1)
 
+    # -- single entries, quantised and fused operators ------------------------------------------------
+
+    def declared(self, found: Value) -> Value:
+        """With its shape written down: onnx knows none of a fused operator."""
+        shape = ["batch" if self.dynamic else 2, *found.shape[1:]]
+        self.graph.value_info.append(helper.make_tensor_value_info(found.name, TensorProto.FLOAT, shape))
+        return found
+
+    def fused(self, kind: str, inputs: Sequence[str], shape: tuple[int, ...], **attributes: Any) -> Value:
+        return self.declared(self.put(kind, inputs, shape, domain=FUSED, **attributes))
+
+    def places(self) -> None:
+        """Entries looked up, or written, along the sequence."""
+        v = self.value(3)
+        if v is None or self.dynamic or v.shape[1] > 16:
+            return
+        order = np.argsort(self.graph.random.random(v.shape), axis=1)[:, : self.pick((1, 2, 3))]
+        index = self.graph.ints(self.fresh("index"), order)
+        found = self.put("GatherElements", [v.name, index], order.shape, axis=1)
+        if self.pick((True, False)):
+            self.put("ScatterElements", [v.name, index, found.name], v.shape, axis=1)
+
+    def quantised_weights(self) -> None:
+        """A product with integers, scaled as a whole, by column or by block."""
+        v = self.value(3)
+        if v is None or self.graph.opset < 13:
+            return
+        rows, out, way = v.shape[-1], self.pick(range(2, 10)), self.pick(("whole", "column", "block"))
+        random, name = self.graph.random, self.fresh("q")
+        shape: tuple[int, ...] = {"whole": (), "column": (out,), "block": (rows // 2, out)}[way]
+        attributes = {"axis": 1} if way == "column" else {}
+        if way == "block":
+            if self.graph.opset < 21 or rows % 2:
+                return
+            attributes = {"axis": 0, "block_size": 2}
+        operands = [
+            self.graph.tensor(f"{name}.w", random.integers(-100, 100, (rows, out)), np.int8),
+            self.graph.tensor(f"{name}.scale", random.uniform(0.005, 0.02, shape)),
+            self.graph.tensor(f"{name}.zero", random.integers(-9, 9, shape), np.int8),
+        ]
+        w = self.graph.node("DequantizeLinear", operands, f"{name}.real", **attributes)
+        self.put("MatMul", [v.name, w], (*v.shape[:-1], out))
+
+    def packed_attention(self) -> None:
+        v = self.value(3)
+        if v is None or v.shape[1] > 16:
+            return
+        kv, shared, width = self.pick((1, 2, 3)), self.pick((1, 2)), 2 * self.pick((1, 2))
+        heads, (batch, length, channels) = kv * shared, v.shape
+        sizes = (heads * width, kv * width, kv * width)
+        q, k, w = (
+            self.put("MatMul", [v.name, self.weight(channels, n)], (batch, length, n)).name for n in sizes
+        )
+        shape = (batch, length, heads * width)
+        if self.graph.opset >= 23:
+            causal = {"is_causal": self.pick((0, 1))}
+            self.put("Attention", [q, k, w], shape, q_num_heads=heads, kv_num_heads=kv, **causal)
+        elif shared == 1:
+            bias = [self.graph.tensor(self.fresh("bias"), self.graph.random.uniform(-1, 1, sum(sizes)))]
+            self.fused("MultiHeadAttention", [q, k, w, *bias], shape, num_heads=heads)
+
+    def rotated(self) -> None:
+        v = self.value(3)
+        if v is None or self.graph.opset < 23 or self.dynamic or v.shape[2] % 2:
+            return
+        heads = self.pick([n for n in (1, 2, 3) if v.shape[2] % (2 * n) == 0])
+        shape = (*v.shape[:2], v.shape[2] // heads // 2)
+        tables = [
+            self.graph.tensor(self.fresh("table"), self.graph.random.uniform(-1, 1, shape)) for _ in (0, 1)
+        ]
+        attributes = {"num_heads": heads, "interleaved": self.pick((0, 1))}
+        self.put("RotaryEmbedding", [v.name, *tables], v.shape, **attributes)
+
+    def fused_product(self) -> None:
+        v = self.value(3)
+        if v is not None:
+            out = self.pick(range(2, 10))
+            inputs = [v.name, self.weight(out, v.shape[2])]
+            found = self.fused("FusedMatMul", inputs, (*v.shape[:2], out), transB=1, alpha=0.5)
+            self.fused("BiasGelu", [found.name, self.vector(out)], found.shape)
+
+    def fused_sum(self) -> None:
+        v = self.value(3, least=2)
+        if v is not None:
+            other = self.pick([u for u in self.values if u.shape == v.shape])
+            norm = [self.vector(v.shape[2]), self.vector(v.shape[2])]
+            self.fused("SkipLayerNormalization", [v.name, other.name, *norm], v.shape, epsilon=1e-2)
+
+    def fused_convolution(self) -> None:
+        v = self.value()
+        if v is not None:
+            out = self.pick(range(1, 10))
+            inputs = [v.name, self.weight(out, v.shape[1], 3, 3), self.vector(out)]
+            shape = _with(v.shape, 1, out)
+            self.fused("FusedConv", inputs, shape, pads=[1] * 4, kernel_shape=[3, 3], activation="Relu")
+
+    def neighbours(self) -> None:
+        """What mixes channels, or keeps them and mixes the rest."""
+        v = self.value()
+        if v is None or self.graph.opset < 13:
+            return
+        if self.pick((True, False)):
+            self.put("LRN", [v.name], v.shape, size=3)
+        else:
+            axes = self.pick(([2, 3], [1, 2, 3]))
+            self.put("MeanVarianceNormalization", [v.name], v.shape, axes=axes)
+
     # -- the end ------------------------------------------------------------------------------------
 
     def model(self) -> ModelProto:
@@ -452,7 +560,7 @@ class Net:
                 outputs.append(self.graph.conv(v.name, name, channels, 2, 1))
             else:
                 outputs.append(self.graph.linear(v.name, name, channels, 3))
-        return self.graph.build(*outputs)
+        return self.graph.build(*outputs, opsets=[helper.make_opsetid(FUSED, 1)])
 
 
 def _channel(rank: int) -> int:
@@ -474,7 +582,8 @@ _METHODS: tuple[Callable[[Net], None], ...] = (
     Net.divided_by_size, Net.expanded, Net.conv_transpose, Net.batch_norm, Net.instance_norm,
     Net.group_norm, Net.prelu, Net.pool, Net.resize, Net.squeeze_excite, Net.shuffle,
     Net.depth_to_space, Net.to_sequence, Net.flatten, Net.gemm, Net.einsum, Net.layer_norm,
-    Net.attention, Net.recurrent, Net.gather,
+    Net.attention, Net.recurrent, Net.gather, Net.places, Net.quantised_weights, Net.packed_attention,
+    Net.rotated, Net.fused_product, Net.fused_sum, Net.fused_convolution, Net.neighbours,
 )  # fmt: skip
 GENES = {method.__name__: method for method in _METHODS}
 
@@ -495,7 +604,7 @@ def grown(genes: Sequence[tuple[str, int]], opset: int, seed: int, dynamic: bool
 
 @given(
     st.lists(gene, min_size=1, max_size=12),
-    st.sampled_from((11, 13, 17, 20, 21)),
+    st.sampled_from((11, 13, 17, 20, 21, 23)),
     st.integers(0, 999),
     st.booleans(),
 )
@@ -544,5 +653,6 @@ def test_every_gene_grows() -> None:
     for name in GENES:
         nets = [(n, genes) for n in range(100) for genes in ([], [("conv", n * 31)], [("flatten", n)])]
         assert any(
-            grown([*genes, (name, n * 7919)], 21, n, True) != grown(genes, 21, n, True) for n, genes in nets
+            grown([*genes, (name, n * 7919)], 23, n, n % 2 == 0) != grown(genes, 23, n, n % 2 == 0)
+            for n, genes in nets
         ), name

@@ -729,7 +729,7 @@ def test_values_that_a_branch_captures_stay() -> None:
     r = Result(g.build("c"))
     assert r.widths["a.weight"] == (6, 4)
     assert r.widths["b.weight"] == (4, 8)
-    assert any("If 'chosen'" in text for text in r.frozen("unknown operator"))
+    assert any("If 'node_chosen') runs a body" in text for text in r.frozen("opaque"))
 
 
 def test_a_size_that_a_branch_captures_is_pinned() -> None:

@@ -1,9 +1,35 @@
 """Axis terms, the rules of every operator family, and the analysis that follows from them."""
 
-from sparsecc.axes import attention, conv, elementwise, layout, linear, norm, recurrent, reduce
+from sparsecc.axes import (
+    attention,
+    conv,
+    elementwise,
+    fused,
+    heads,
+    layout,
+    linear,
+    norm,
+    quant,
+    recurrent,
+    reduce,
+    scatter,
+)
 from sparsecc.axes.analysis import Analysis, Frozen, Group
 from sparsecc.axes.registry import RULES, rule
 
-_FAMILIES = (attention, conv, elementwise, layout, linear, norm, recurrent, reduce)
+_FAMILIES = (
+    attention,
+    conv,
+    elementwise,
+    fused,
+    heads,
+    layout,
+    linear,
+    norm,
+    quant,
+    recurrent,
+    reduce,
+    scatter,
+)
 
 __all__ = ["RULES", "Analysis", "Frozen", "Group", "rule"]

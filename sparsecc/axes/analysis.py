@@ -219,10 +219,14 @@ class Keeps:
         value = call.inputs[index]
         if value is None or (value.kind != "const" and value not in self.analysis.solver.axes):
             return []
+        if value.unranked:
+            return [None] * len(shape or ())
         return self.fitted(self.analysis.solver.of(call, index), shape)
 
     def value(self, value: Value, shape: Sequence[int] | None = None) -> list[Keep | None]:
         """Masks of a computed value; with ``shape``, for a tensor of these actual sizes."""
+        if value.unranked:
+            return [None] * len(shape or ())
         return self.fitted(self.analysis.solver.axes[value], shape)
 
     # -- actual sizes: those of dynamic axes differ from the view's ------------------------------

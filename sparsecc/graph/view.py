@@ -24,7 +24,8 @@ class Value:
     ``shape`` holds representative sizes: a dynamic dimension is given a distinctive number, and
     ``dynamic`` marks it.  ``weight`` is the name of the parameter, buffer or initializer behind
     the value; ``data`` holds small integer constants that are known at capture.  ``example`` holds
-    the sizes of the example input where they differ from ``shape``.
+    the sizes of the example input where they differ from ``shape``.  ``unranked`` marks values whose
+    number of axes is not known before they are computed; ``shape`` then is empty.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Value:
     weight: str | None = None
     data: Any = None
     example: tuple[int, ...] = ()
+    unranked: bool = False
 
     @property
     def example_shape(self) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import NodeProto, TensorProto, numpy_helper
+from onnx import AttributeProto, NodeProto, TensorProto, numpy_helper
 
 from sparsecc.axes.analysis import Keeps
 from sparsecc.errors import PlanConflict
@@ -226,24 +226,32 @@ class _Editor:
                     dim.dim_value = new[d]
 
 
-def _groups(editor: _Editor, node: NodeProto, value: int, name: str = "group") -> None:
-    for attribute in node.attribute:
-        if attribute.name == name:
-            attribute.i = value
-            return
-    node.attribute.append(onnx.helper.make_attribute(name, value))
+def _attribute(name: str, *, add: bool = False) -> Any:
+    """Sets an attribute that the node has; with ``add`` also one that it lacks."""
 
+    def setter(editor: _Editor, node: NodeProto, value: Any) -> None:
+        found = next((a for a in node.attribute if a.name == name), None)
+        if found is not None:
+            if found.type != AttributeProto.INT or found.i or add:  # 0: it follows from the tensors
+                found.CopyFrom(onnx.helper.make_attribute(name, value))
+        elif add:
+            node.attribute.append(onnx.helper.make_attribute(name, value))
 
-def _num_groups(editor: _Editor, node: NodeProto, value: int) -> None:
-    _groups(editor, node, value, "num_groups")
-
-
-def _hidden(editor: _Editor, node: NodeProto, value: int) -> None:
-    _groups(editor, node, value, "hidden_size")
+    return setter
 
 
 def _nothing(editor: _Editor, node: NodeProto, value: Any) -> None:
     """The size is read from the weights."""
+
+
+def _query_heads(editor: _Editor, node: NodeProto, value: int) -> None:
+    _attribute("num_heads" if node.domain == "com.microsoft" else "q_num_heads")(editor, node, value)
+
+
+def _hidden_sizes(editor: _Editor, node: NodeProto, sizes: list[int]) -> None:
+    """Spelled out where keys and values differ in width, or the node did so."""
+    spelled = any(a.name == "qkv_hidden_sizes" for a in node.attribute)
+    _attribute("qkv_hidden_sizes", add=spelled or len(set(sizes)) > 1)(editor, node, sizes)
 
 
 def _even(total: int, parts: int) -> list[int]:
@@ -274,16 +282,35 @@ def _split_sizes(editor: _Editor, node: NodeProto, sizes: list[int]) -> None:
     node.input[1] = editor.speller.constant(f"{node.output[0]}_split", sizes)
 
 
+_GROUPED = (
+    "Conv", "ConvTranspose", "QLinearConv", "ConvInteger", "FusedConv", "DeformConv",
+)  # fmt: skip
+_SCALED = ("Attention", "MultiHeadAttention", "GroupQueryAttention", "QAttention")
+
+#: (operator, size) -> what sets it, in whatever domain the operator is
 _ATTRIBUTES: dict[tuple[str, str], Any] = {
-    ("Conv", "groups"): _groups,
-    ("ConvTranspose", "groups"): _groups,
-    ("GroupNormalization", "groups"): _num_groups,
+    **{(name, "groups"): _attribute("group", add=True) for name in _GROUPED},
+    **{(name, "scale"): _attribute("scale", add=True) for name in _SCALED},
+    ("GroupNormalization", "groups"): _attribute("num_groups"),
     ("LayerNormalization", "normalized_shape"): _nothing,
     ("RMSNormalization", "normalized_shape"): _nothing,
     ("Split", "sizes"): _split_sizes,
-    ("LSTM", "hidden_size"): _hidden,
-    ("GRU", "hidden_size"): _hidden,
-    ("RNN", "hidden_size"): _hidden,
+    ("SimplifiedLayerNormalization", "normalized_shape"): _nothing,
+    **{(name, "hidden_size"): _attribute("hidden_size", add=True) for name in ("LSTM", "GRU", "RNN")},
+    ("Attention", "q_num_heads"): _query_heads,
+    ("Attention", "kv_num_heads"): _attribute("kv_num_heads"),
+    ("Attention", "qkv_hidden_sizes"): _hidden_sizes,
+    ("QAttention", "q_num_heads"): _attribute("num_heads"),
+    ("QAttention", "kv_num_heads"): _nothing,
+    ("QAttention", "qkv_hidden_sizes"): _nothing,
+    ("MultiHeadAttention", "q_num_heads"): _attribute("num_heads"),
+    ("MultiHeadAttention", "kv_num_heads"): _nothing,
+    ("GroupQueryAttention", "q_num_heads"): _attribute("num_heads"),
+    ("GroupQueryAttention", "kv_num_heads"): _attribute("kv_num_heads"),
+    ("RotaryEmbedding", "num_heads"): _attribute("num_heads"),
+    ("RotaryEmbedding", "rotary_embedding_dim"): _attribute("rotary_embedding_dim"),
+    ("MatMulNBits", "K"): _attribute("K"),
+    ("MatMulNBits", "N"): _attribute("N"),
 }
 
 

@@ -7,81 +7,11 @@ freezes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+import math
 
-import numpy as np
-import numpy.typing as npt
-import onnx
-from onnx import NodeProto
-
-from sparsecc.onnxfile.shapes import Shapes
-
-
-class Spec(NamedTuple):
-    """A canonical call: operands are input indices of the node, None where absent."""
-
-    op: str
-    operands: Sequence[int | None]
-    attrs: dict[str, Any] = {}  # noqa: RUF012
-
-
-class Site:
-    """One node, as table entries see it."""
-
-    def __init__(self, node: NodeProto, shapes: Shapes, opset: int) -> None:
-        self.node = node
-        self.shapes = shapes
-        self.opset = opset
-        self.attributes = {a.name: a for a in node.attribute}
-
-    def attr(self, name: str, default: Any = None) -> Any:
-        """An attribute as plain Python data (bytes as text)."""
-        found = self.attributes.get(name)
-        if found is None:
-            return default
-        value = onnx.helper.get_attribute_value(found)
-        return value.decode() if isinstance(value, bytes) else value
-
-    def has(self, index: int) -> bool:
-        """Whether input ``index`` is given."""
-        return index < len(self.node.input) and bool(self.node.input[index])
-
-    def present(self) -> list[int]:
-        """Indices of the inputs that are given."""
-        return [i for i in range(len(self.node.input)) if self.node.input[i]]
-
-    def shape(self, index: int) -> tuple[int, ...]:
-        """Shape of an input; ValueError where it is not known."""
-        found = self.shapes.get(self.node.input[index]).shape
-        if found is None:
-            raise ValueError(f"the shape of {self.node.input[index]!r} is not known")
-        return found
-
-    def out(self, index: int = 0) -> tuple[int, ...]:
-        """Shape of an output; ValueError where it is not known."""
-        found = self.shapes.get(self.node.output[index]).shape
-        if found is None:
-            raise ValueError(f"the shape of {self.node.output[index]!r} is not known")
-        return found
-
-    def known(self, index: int) -> npt.NDArray[Any] | None:
-        """Values of an input that follows from sizes and constants; None where it does not."""
-        return self.shapes.get(self.node.input[index]).known if self.has(index) else None
-
-    def ints(self, name: str, index: int) -> list[int] | None:
-        """An integer list that older opsets keep in an attribute and newer ones in an input."""
-        if name in self.attributes:
-            return [int(v) for v in self.attr(name)]
-        if not self.has(index):
-            return None
-        known = self.known(index)
-        if known is None:
-            raise ValueError(f"{name} is computed from data")
-        return [int(v) for v in np.atleast_1d(known)]
-
-
-Entry = Callable[[Site], Spec]
+from sparsecc.onnxfile import contrib, quantised
+from sparsecc.onnxfile.opaque import opaque
+from sparsecc.onnxfile.site import Entry, Site, Spec
 
 
 def _elementwise(s: Site) -> Spec:
@@ -122,6 +52,10 @@ def _ordered(default: int | None) -> Entry:
         return Spec("ordered", [0], {"dims": [axis]})
 
     return entry
+
+
+def _hardmax(s: Site) -> Spec:
+    return Spec("ordered", [0], _softmax(s).attrs)
 
 
 def _softmax(s: Site) -> Spec:
@@ -255,7 +189,102 @@ def _gather_nd(s: Site) -> Spec:
 
 
 def _spatial(s: Site) -> Spec:
+    if len(s.outputs()) > 1:
+        return Spec("opaque", [0], {"why": "puts out places in the whole tensor"})
     return Spec("mixed", [0], {"kept": [0, 1]})
+
+
+def _mixed_but(s: Site, operands: list[int | None], *mixed: int) -> Spec:
+    """What happens along the axes ``mixed`` depends on more than one position of them."""
+    rank = len(s.shape(0))
+    gone = {d % rank for d in mixed}
+    return Spec("mixed_by", operands, {"kept": [d for d in range(rank) if d not in gone]})
+
+
+def _lrn(s: Site) -> Spec:
+    return _mixed_but(s, [0], 1)
+
+
+def _center_crop_pad(s: Site) -> Spec:
+    return _mixed_but(s, [0], *s.attr("axes", range(len(s.shape(0)))))
+
+
+def _compress(s: Site) -> Spec:
+    if "axis" not in s.attributes:
+        return Spec("opaque", [0, 1], {"why": "picks entries of the whole tensor"})
+    return _mixed_but(s, [0, 1], s.attr("axis"))
+
+
+def _reverse_sequence(s: Site) -> Spec:
+    return _mixed_but(s, [0, 1], s.attr("time_axis", 0), s.attr("batch_axis", 1))
+
+
+def _dft(s: Site) -> Spec:
+    axis = s.attr("axis", 1) if s.opset < 20 else (s.ints("axes", 2) or [-2])[0]
+    return _mixed_but(s, [0], axis, -1)
+
+
+def _stft(s: Site) -> Spec:
+    return Spec("mixed_by", s.given(0, 1, 2, 3), {"kept": [0]})
+
+
+def _det(s: Site) -> Spec:
+    rank = len(s.shape(0))
+    return _mixed_but(s, [0], rank - 2, rank - 1)
+
+
+def _mean_variance(s: Site) -> Spec:
+    rank = len(s.shape(0))
+    return Spec("softmax", [0], {"dims": sorted({d % rank for d in s.attr("axes", [0, 2, 3])})})
+
+
+def _col2im(s: Site) -> Spec:
+    kernel = s.ints("block_shape", 2)
+    if kernel is None:
+        raise ValueError("Col2Im without a block shape")
+    return Spec("col2im", [0], {"kernel": math.prod(kernel)})
+
+
+def _deform_conv(s: Site) -> Spec:
+    attrs = {"groups": s.attr("group", 1), "offset_groups": s.attr("offset_group", 1)}
+    return Spec("deform_conv", s.given(0, 1, 3, 2, 4), attrs)
+
+
+def _causal_conv(s: Site) -> Spec:
+    return Spec("depthwise_causal", s.given(0, 1, 2, 3), {"outputs": s.outputs()})
+
+
+def _sampled(s: Site) -> Spec:
+    return Spec("sampled", s.present())
+
+
+def _along(op: str) -> Entry:
+    def entry(s: Site) -> Spec:
+        return Spec(op, s.present(), {"dim": s.attr("axis", -2 if op == "tensor_scatter" else 0)})
+
+    return entry
+
+
+def _scatter_nd(s: Site) -> Spec:
+    return Spec("scatter_nd", [0, 1, 2])
+
+
+def _attention(s: Site) -> Spec:
+    packed = len(s.shape(0)) == 3
+    causal = s.attr("is_causal", 0) or s.attr("left_window_size", -1) >= 0
+    attrs = {
+        "q_heads": s.attr("q_num_heads") if packed else None,
+        "kv_heads": s.attr("kv_num_heads") if packed else None,
+        "scale": s.attr("scale"),
+        "causal": bool(causal or s.attr("right_window_size", -1) >= 0 or s.has(6)),
+        "outputs": s.outputs(),
+    }
+    return Spec("attention_onnx", s.given(*range(7)), attrs)
+
+
+def _rotary(s: Site) -> Spec:
+    attrs = {"heads": s.attr("num_heads"), "interleaved": bool(s.attr("interleaved", 0))}
+    return Spec("rotary_embedding", s.given(0, 1, 2, 3), attrs)
 
 
 def _resize(s: Site) -> Spec:
@@ -302,10 +331,10 @@ _ELEMENTWISE = (
     "Abs", "Acos", "Acosh", "Add", "And", "Asin", "Asinh", "Atan", "Atanh", "BitShift",
     "BitwiseAnd", "BitwiseNot", "BitwiseOr", "BitwiseXor", "Ceil", "Celu", "Clip", "Cos", "Cosh",
     "Div", "Elu", "Equal", "Erf", "Exp", "Floor", "Gelu", "Greater", "GreaterOrEqual",
-    "HardSigmoid", "HardSwish", "Identity", "IsInf", "IsNaN", "LeakyRelu", "Less", "LessOrEqual",
+    "BitCast", "HardSigmoid", "HardSwish", "Identity", "IsInf", "IsNaN", "LeakyRelu", "Less", "LessOrEqual",
     "Log", "Max", "Mean", "Min", "Mish", "Mod", "Mul", "Neg", "Not", "Or", "Pow", "Reciprocal",
     "Relu", "Round", "Selu", "Shrink", "Sigmoid", "Sign", "Sin", "Sinh", "Softplus", "Softsign",
-    "Sqrt", "Sub", "Sum", "Swish", "Tan", "Tanh", "ThresholdedRelu", "Where", "Xor",
+    "Sqrt", "Sub", "Sum", "SwiGLU", "Swish", "Tan", "Tanh", "ThresholdedRelu", "Where", "Xor",
 )  # fmt: skip
 
 TABLE: dict[str, Entry] = {
@@ -322,7 +351,8 @@ TABLE: dict[str, Entry] = {
     },
     **dict.fromkeys(("ArgMax", "ArgMin"), _ordered(0)),
     **dict.fromkeys(("CumSum", "CumProd"), _ordered(0)),
-    **dict.fromkeys(("TopK", "Hardmax"), _ordered(-1)),
+    "TopK": _ordered(-1),
+    "Hardmax": _hardmax,
     **dict.fromkeys(("Softmax", "LogSoftmax"), _softmax),
     "BatchNormalization": _batch_norm,
     "LayerNormalization": _layer_norm("layer"),
@@ -330,6 +360,10 @@ TABLE: dict[str, Entry] = {
     "InstanceNormalization": _instance_norm,
     "GroupNormalization": _group_norm,
     "LpNormalization": _lp_norm,
+    "MeanVarianceNormalization": _mean_variance,
+    "LRN": _lrn,
+    "Attention": _attention,
+    "RotaryEmbedding": _rotary,
     "Transpose": _transpose,
     "Squeeze": _squeeze,
     "Unsqueeze": _unsqueeze,
@@ -341,22 +375,47 @@ TABLE: dict[str, Entry] = {
     "Slice": _slice,
     "Gather": _gather,
     "GatherND": _gather_nd,
+    "GatherElements": _along("gather_elements"),
+    **dict.fromkeys(("ScatterElements", "Scatter"), _along("scatter_elements")),
+    "ScatterND": _scatter_nd,
+    "TensorScatter": _along("tensor_scatter"),
+    "Compress": _compress,
+    "ReverseSequence": _reverse_sequence,
+    "CenterCropPad": _center_crop_pad,
+    "Col2Im": _col2im,
+    "DeformConv": _deform_conv,
+    "CausalConvWithState": _causal_conv,
+    **dict.fromkeys(("GridSample", "RoiAlign", "MaxRoiPool"), _sampled),
+    "DFT": _dft,
+    "STFT": _stft,
+    "Det": _det,
     "DepthToSpace": _depth_to_space,
     "SpaceToDepth": _space_to_depth,
     "Pad": _pad,
     **dict.fromkeys(("Resize", "Upsample"), _resize),
     **{f"{k}Pool": _spatial for k in ("Max", "Average", "Lp", "GlobalMax", "GlobalAverage", "GlobalLp")},
     "ConstantOfShape": _create,
-    **dict.fromkeys(["Range", "EyeLike", "OneHot", "NonZero"], _positions),
+    **dict.fromkeys(["Range", "BlackmanWindow", "HammingWindow", "HannWindow"], _positions),
     "Trilu": _triangle,
+    **quantised.DEFAULT,
+    **contrib.DEFAULT,
+    "Constant": _create,
     "LSTM": _recurrent(4),
     "GRU": _recurrent(3),
     "RNN": _recurrent(1),
 }
 
 #: inputs of contractions and of what leads there: an initializer is one parameter, however often it is used
+#: (in whatever domain the operator is)
 CONTRACTED: dict[str, tuple[int, ...]] = {
     "Conv": (1,), "ConvTranspose": (1,), "Gemm": (0, 1), "MatMul": (0, 1), "Gather": (0,), "Transpose": (0,),
     **{f"Reduce{k}": (0,) for k in ("Sum", "Mean", "L1", "L2", "SumSquare", "Max")},
-    "LSTM": (1, 2), "GRU": (1, 2), "RNN": (1, 2), "Einsum": (0, 1),
+    "LSTM": (1, 2), "GRU": (1, 2), "RNN": (1, 2), "Einsum": (0, 1), "DeformConv": (1,),
+    **quantised.WEIGHTS, **contrib.WEIGHTS,
 }  # fmt: skip
+
+
+def entry_of(domain: str, op_type: str) -> Entry | None:
+    """The entry of an operator: a rule, or why its axes stay; None where nothing is known."""
+    table = TABLE if domain in ("", "ai.onnx") else contrib.TABLE if domain == "com.microsoft" else {}
+    return table.get(op_type) or opaque(domain, op_type)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,9 +11,14 @@ from onnx import NodeProto
 
 from sparsecc.graph import Call, Value, View
 from sparsecc.onnxfile.model import OnnxFile, subgraphs
-from sparsecc.onnxfile.ops import CONTRACTED, TABLE, Site, Spec
+from sparsecc.onnxfile.opaque import opaque
+from sparsecc.onnxfile.ops import CONTRACTED, entry_of
+from sparsecc.onnxfile.quantised import AUXILIARY
+from sparsecc.onnxfile.quantised import WEIGHTS as QUANTISED_WEIGHTS
+from sparsecc.onnxfile.real import real_weight
 from sparsecc.onnxfile.semantics import ModelSemantics
 from sparsecc.onnxfile.shapes import Shapes
+from sparsecc.onnxfile.site import Site, Spec
 from sparsecc.onnxfile.sizes import size_only
 from sparsecc.onnxfile.structure import free_names
 
@@ -35,6 +41,8 @@ class _Reader:
         self.calls: list[Call] = []
         self.stored = {**model.initializers, **model.constants}
         self.tied, self.uses = _initializer_uses(model)
+        self.integers = _at_places(model, QUANTISED_WEIGHTS)
+        self.auxiliary = _at_places(model, AUXILIARY)
         self.sizes = size_only(model, shapes)
 
     def view(self) -> View:
@@ -53,12 +61,12 @@ class _Reader:
             outputs=outputs,
             weights=weights,
             weight=self._tensor,
-            parameters=frozenset(n for n, v in weights.items() if v.dtype.startswith(("float", "bfloat"))),
+            parameters=frozenset(weights),
             semantics=ModelSemantics(self.model, self.shapes),
         )
 
     def _tensor(self, name: str) -> torch.Tensor:
-        return self.model.tensor(name)
+        return real_weight(self.model, name)
 
     def _input(self, name: str) -> Value:
         value = self._new(name, "input")
@@ -70,7 +78,15 @@ class _Reader:
         shape = info.shape or ()
         dynamic = info.dynamic if info.shape is not None and any(info.dynamic) else ()
         dtype = str(info.dtype)[6:] if info.dtype is not None else "unknown"
-        return Value(name, tuple(shape), dtype, kind, tuple(dynamic), example=tuple(shape))
+        return Value(
+            name,
+            tuple(shape),
+            dtype,
+            kind,
+            tuple(dynamic),
+            example=tuple(shape),
+            unranked=info.shape is None,
+        )
 
     def _value(self, name: str) -> Value:
         found = self.values.get(name)
@@ -87,10 +103,15 @@ class _Reader:
         return value
 
     def _is_parameter(self, name: str) -> bool:
-        """One parameter: multiplied somewhere, or used once; other shared tensors are constants."""
+        """One parameter: multiplied somewhere, or used once; other shared tensors are constants.
+
+        So are tables and scales, wherever they are used.
+        """
         info = self.shapes.get(name)
-        if info.dtype is None or not info.dtype.is_floating_point:
+        if info.dtype is None or name in self.auxiliary:
             return False
+        if not info.dtype.is_floating_point:
+            return name in self.integers
         return name in self.tied or self.uses[name] == 1
 
     def _call(self, node: NodeProto, index: int) -> None:
@@ -116,17 +137,26 @@ class _Reader:
         everything = site.present()
         names = [n for n in (*node.input, *node.output) if n]
         unknown = next((n for n in names if self.shapes.get(n).shape is None), None)
-        default = node.domain in ("", "ai.onnx")
-        entry = TABLE.get(node.op_type) if default else None
+        entry = entry_of(node.domain, node.op_type)
         if entry is None:
-            prefix = "" if default else f"{node.domain}."
+            prefix = "" if node.domain in ("", "ai.onnx") else f"{node.domain}."
             return Spec(f"{prefix}{node.op_type}", everything)
-        if unknown is not None:
+        if unknown is not None and opaque(node.domain, node.op_type) is None:
             return Spec(f"{node.op_type} (of a shape that is not known before it runs)", everything)
         try:
             return entry(site)
         except (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError):
             return Spec(f"{node.op_type} (unusual arguments)", everything)
+
+
+def _at_places(model: OnnxFile, places: Mapping[str, tuple[int, ...]]) -> frozenset[str]:
+    """Values that operators read at these inputs."""
+    return frozenset(
+        node.input[i]
+        for node in model.proto.graph.node
+        for i in places.get(node.op_type, ())
+        if i < len(node.input) and node.input[i]
+    )
 
 
 def _bounds(node: NodeProto) -> bytes:

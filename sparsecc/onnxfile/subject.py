@@ -20,6 +20,7 @@ from sparsecc.fx.weights import WeightActions, exact_weights
 from sparsecc.graph import Call, View
 from sparsecc.onnxfile.editor import edit
 from sparsecc.onnxfile.model import TORCH_DTYPES, OnnxFile, copy_proto, replace_tensor, to_torch
+from sparsecc.onnxfile.quantised import QUANTISERS
 from sparsecc.onnxfile.reader import read
 from sparsecc.onnxfile.shapes import DimKey, Shapes, dim_key, infer
 from sparsecc.onnxfile.synth import synthesise
@@ -114,6 +115,12 @@ class OnnxSubject(Subject):
         if unknown:
             raise InvalidOption(f"no input is named {', '.join(unknown)}; the model takes {', '.join(names)}")
         return {v.name: _example(v, examples[v.name]) for v in self.file.inputs if v.name in examples}
+
+    @property
+    def step(self) -> float:
+        """Four steps of 8 bits where the model quantises."""
+        kinds = {node.op_type for node in self.file.proto.graph.node}
+        return 4 / 255 if kinds & QUANTISERS else 0.0
 
     @cached_property
     def shapes(self) -> Shapes:

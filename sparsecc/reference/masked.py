@@ -42,9 +42,11 @@ class Masked:
             tensor = operands[index]
             keep = masks[index][dim] if masks[index] else None
             if keep is not None and tensor is not None:
-                operands[index] = zeroed(tensor, dim, keep)
+                operands[index] = zeroed(tensor, dim, keep, _zero_point(call, operands, index))
         if not pruned:
             return default(operands)
+        if call.op in _NARROWED:
+            return self._narrowed(call, operands, masks, default)
         rule = _REDUCTIONS.get(call.op)
         if rule is None:
             raise UnsupportedModel(
@@ -53,13 +55,27 @@ class Masked:
             )
         return rule(call, operands, pruned, masks, default)
 
+    def _narrowed(
+        self, call: Call, operands: Tensors, masks: Masks, default: Default
+    ) -> tuple[torch.Tensor, ...]:
+        """The operator on the kept positions of all that it reads; removed ones of its results are 0."""
+        kept = [None if t is None else at_kept(t, m) for t, m in zip(operands, masks, strict=True)]
+        results = list(default(kept))
+        for place, value in zip(call.attrs["outputs"], call.outputs, strict=True):
+            y: torch.Tensor = results[place]
+            for dim, keep in enumerate(self.keeps.masks(self.keeps.analysis.solver.axes[value])):
+                if keep is not None:
+                    y = _spread(y, dim, keep)
+            results[place] = y
+        return tuple(results)
+
     def _pruned(self, call: Call, facts: Facts, masks: Masks) -> dict[int, Keep]:
         """Reduced dims of operand 0 that lose positions."""
         found: dict[int, Keep] = {}
         for index, dim in facts.reductions:
             keep = masks[index][dim] if masks[index] else None
             if keep is not None:
-                if index != 0:
+                if index != 0 and call.op not in _NARROWED:
                     raise UnsupportedModel(f"{call.describe()} reduces over a pruned axis of operand {index}")
                 found[dim % len(masks[index])] = keep
         return found
@@ -71,12 +87,26 @@ class Masked:
         ]
 
 
-def zeroed(x: torch.Tensor, dim: int, keep: Keep) -> torch.Tensor:
-    """``x`` with zeros at the removed positions of ``dim`` (0 * inf would be NaN, so no product)."""
+def zeroed(x: torch.Tensor, dim: int, keep: Keep, zero: torch.Tensor | None = None) -> torch.Tensor:
+    """``x`` with zeros at the removed positions of ``dim`` (0 * inf would be NaN, so no product).
+
+    ``zero`` is what stands for 0 where ``x`` is quantised: one number, or one per row.
+    """
     shape = [1] * x.dim()
     shape[dim] = -1
     mask = torch.from_numpy(np.ascontiguousarray(keep)).to(x.device).reshape(shape)
-    return torch.where(mask, x, torch.zeros((), dtype=x.dtype, device=x.device))
+    fill = torch.zeros((), dtype=x.dtype, device=x.device) if zero is None else zero.to(x.dtype)
+    return torch.where(mask, x, fill)
+
+
+def _zero_point(call: Call, operands: Tensors, index: int) -> torch.Tensor | None:
+    place = call.attrs.get("zeros", {}).get(index)
+    zero: torch.Tensor | None = None if place is None else operands[place]
+    if zero is None:
+        return None
+    if zero.numel() == 1:
+        return zero.reshape(())
+    return zero.unsqueeze(-1) if index == 0 and zero.dim() == 1 else zero
 
 
 def at_kept(x: torch.Tensor, masks: Sequence[Keep | None]) -> torch.Tensor:
@@ -102,10 +132,15 @@ def _scattered(
 ) -> tuple[torch.Tensor, ...]:
     (y,) = _gathered(call, operands, pruned, masks, default)
     for dim, keep in pruned.items():
-        shape = list(y.shape)
-        shape[dim] = len(keep)
-        y = torch.zeros(shape, dtype=y.dtype).index_copy(dim, torch.from_numpy(np.flatnonzero(keep)), y)
+        y = _spread(y, dim, keep)
     return (y,)
+
+
+def _spread(y: torch.Tensor, dim: int, keep: Keep) -> torch.Tensor:
+    """What is known at the kept positions of ``dim``, with zeros between them."""
+    shape = list(y.shape)
+    shape[dim] = len(keep)
+    return torch.zeros(shape, dtype=y.dtype).index_copy(dim, torch.from_numpy(np.flatnonzero(keep)), y)
 
 
 def _weighted_mean(x: torch.Tensor, weight: torch.Tensor, dims: Sequence[int]) -> torch.Tensor:
@@ -168,7 +203,11 @@ _REDUCTIONS: dict[
 ] = {
     "reduce": _gathered,
     "softmax": _scattered,
+    "qsoftmax": _scattered,
     "instance_norm": _scattered,
     "layer_norm": _layer_norm,
     "group_norm": _group_norm,
 }
+
+#: operators that reduce over what several operands hold together: run on the kept positions alone
+_NARROWED = frozenset({"skip_layer_norm", "embed_layer_norm", "dynamic_quantize", "dynamic_quantize_matmul"})

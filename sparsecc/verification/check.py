@@ -49,7 +49,7 @@ def certify(
         constant = flat if constant is None else constant & flat
         if plan.mode == "prune" and not told_apart:
             told_apart = _differ(subject.original(inputs, torch.float64), wide)
-    checks += _own_checks(own)
+    checks += _own_checks(own, subject.step)
     inputs, words = subject.inputs(*runs[-1])
     if plan.mode == "prune":
         checks += [
@@ -192,16 +192,17 @@ def _compare_own(subject: Subject, ours: Outputs, theirs: Outputs, wide: Outputs
     return found
 
 
-def _own_checks(found: Sequence[_Own]) -> list[Check]:
-    """err(result) <= 4 err(masked) + 8 u scale, with the largest err(masked) and scale of all runs.
+def _own_checks(found: Sequence[_Own], step: float) -> list[Check]:
+    """err(result) <= 4 err(masked) + (8 u + step) scale, with the largest err(masked) and scale of all runs.
 
     One run alone says little about how an output rounds: where terms cancel it may be exact by chance.
+    And a quantiser that sums of another order push over the middle between two steps errs by a whole one.
     """
     checks = []
     for own in found:
         alike = [o for o in found if o.name == own.name]
         unit = torch.finfo(own.dtype).eps / 2
-        bound = 4 * max(o.inherent for o in alike) + 8 * unit * max(o.scale for o in alike)
+        bound = 4 * max(o.inherent for o in alike) + (8 * unit + step) * max(o.scale for o in alike)
         checks.append(Check(str(own.dtype)[6:], "absolute error", own.error, bound, own.inputs, own.name))
     return checks
 

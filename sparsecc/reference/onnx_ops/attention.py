@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sparsecc.reference.onnx_ops.registry import Ctx, op
 
 
-def _heads(x: Tensor, heads: int) -> Tensor:
+def heads(x: Tensor, heads: int) -> Tensor:
     """x[N,S,heads*E] -> [N,heads,S,E]"""
     return x.reshape(x.shape[0], x.shape[1], heads, x.shape[2] // heads).transpose(1, 2)
+
+
+def default_scale(width: int) -> float:
+    """1/sqrt(E) as the float32 that an attribute would hold, so that spelling it out changes nothing."""
+    return float(np.float32(1 / math.sqrt(width)))
 
 
 @op("Attention")
@@ -30,8 +36,8 @@ def attention(
     -> y[N,Hq,S,F] key[N,Hk,P+T,E] value[N,Hk,P+T,F] scores[N,Hq,S,P+T]; or all of it as [N,S,H*E]."""
     flat = q.ndim == 3
     if flat:
-        q = _heads(q, ctx.integer("q_num_heads"))
-        k, v = (_heads(x, ctx.integer("kv_num_heads")) for x in (k, v))
+        q = heads(q, ctx.integer("q_num_heads"))
+        k, v = (heads(x, ctx.integer("kv_num_heads")) for x in (k, v))
     past = 0
     if past_key is not None and past_value is not None:
         past = past_key.shape[2]
@@ -41,7 +47,7 @@ def attention(
     if q.shape[1] != k.shape[1]:
         repeats = q.shape[1] // k.shape[1]
         k, v = k.repeat_interleave(repeats, 1), v.repeat_interleave(repeats, 1)
-    scale = math.sqrt(ctx.real("scale", 1 / math.sqrt(q.shape[3])))
+    scale = math.sqrt(ctx.real("scale", default_scale(q.shape[3])))
     scores = (q * scale) @ (k.transpose(2, 3) * scale)
     raw = scores
     softcap = ctx.real("softcap", 0.0)
@@ -100,7 +106,6 @@ def rotary_embedding(
     by_heads = x.ndim == 4
     x = x.transpose(1, 2) if by_heads else x.reshape(*shape[:2], ctx.integer("num_heads"), -1)
     size = ctx.integer("rotary_embedding_dim") or x.shape[3]
-    turned, rest = x[..., :size], x[..., size:]
     if positions is not None:
         if x.is_meta or positions.is_meta:
             cos, sin = (t.new_empty(*positions.shape, t.shape[-1], device="meta") for t in (cos, sin))
@@ -108,13 +113,18 @@ def rotary_embedding(
             cos, sin = cos[positions.to(torch.int64)], sin[positions.to(torch.int64)]
     if cos.shape[-1] != size // 2:
         raise ValueError(f"rotary tables of {cos.shape[-1]} columns for {size} rotated dimensions")
+    y = rotated(x, cos, sin, size, ctx.flag("interleaved"))
+    return y.transpose(1, 2) if by_heads else y.reshape(shape)
+
+
+def rotated(x: Tensor, cos: Tensor, sin: Tensor, size: int, interleaved: bool) -> Tensor:
+    """x[B,L,H,E] cos[B,L,R/2] sin[B,L,R/2] -> y[B,L,H,E]; the first R = ``size`` turn in pairs"""
+    turned, rest = x[..., :size], x[..., size:]
     cos, sin = cos.unsqueeze(2), sin.unsqueeze(2)
-    interleaved = ctx.flag("interleaved")
     a, b = (turned[..., 0::2], turned[..., 1::2]) if interleaved else turned.chunk(2, -1)
     real, imaginary = cos * a - sin * b, sin * a + cos * b
     if interleaved:
         turned = torch.stack([real, imaginary], -1).reshape(turned.shape)
     else:
         turned = torch.cat([real, imaginary], -1)
-    y = torch.cat([turned, rest], -1)
-    return y.transpose(1, 2) if by_heads else y.reshape(shape)
+    return torch.cat([turned, rest], -1)

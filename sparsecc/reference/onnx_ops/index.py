@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -41,7 +42,7 @@ def gather_elements(ctx: Ctx, x: Tensor, index: Tensor) -> Tensor:
     return torch.gather(x, axis, _wrapped(index, x.shape[axis]))
 
 
-@op("GatherND", kind="moves")
+@op("GatherND", "com.microsoft::GatherND", kind="moves")
 def gather_nd(ctx: Ctx, x: Tensor, index: Tensor) -> Tensor:
     """x[*B,*I,*S] index[*B,*J,len(I)] -> y[*B,*J,*S]"""
     batch = ctx.integer("batch_dims", 0)
@@ -126,15 +127,40 @@ def one_hot(ctx: Ctx, index: Tensor, depth: Tensor, values: Tensor) -> Tensor:
 @op("NonZero", kind="raw")
 def non_zero(ctx: Ctx, x: Tensor) -> Tensor:
     """x[*S] -> positions[rank,n]"""
+    if ctx.hidden(x):
+        return torch.empty(x.ndim, ctx.counted(), dtype=torch.int64, device="meta")
     x = ctx.values(x)
     found = torch.nonzero(x.reshape(1) if x.ndim == 0 else x)
     return (found[:, :0] if x.ndim == 0 else found).T.contiguous()
 
 
+@op("Unique", kind="raw")
+def unique(ctx: Ctx, x: Tensor) -> tuple[Tensor, ...]:
+    """x[*S] -> values[n] (or slices along the axis) first[n] back[*] counts[n]"""
+    axis = positive_axis(ctx.integer("axis"), x.ndim) if ctx.has("axis") else None
+    if ctx.hidden(x):
+        n, along = ctx.counted(), x.numel() if axis is None else x.shape[axis]
+        shape = [n] if axis is None else [*x.shape[:axis], n, *x.shape[axis + 1 :]]
+        places = [torch.empty(size, dtype=torch.int64, device="meta") for size in (n, along, n)]
+        return torch.empty(shape, dtype=x.dtype, device="meta"), *places
+    numbers = (x.float() if x.dtype == torch.bfloat16 else x).numpy()
+    values, first, back, counts = np.unique(numbers, True, True, True, axis=axis)
+    order = np.arange(len(first)) if ctx.flag("sorted", True) else np.argsort(first)
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    found = (values.take(order, axis=axis or 0), first[order], place[back.reshape(-1)], counts[order])
+    distinct, *rest = (torch.from_numpy(np.ascontiguousarray(part)) for part in found)
+    return distinct.to(x.dtype), *rest
+
+
 @op("Compress", kind="moves")
 def compress(ctx: Ctx, x: Tensor, condition: Tensor) -> Tensor:
     """x[*S] condition[n] -> y[*S with the axis's chosen elements]"""
-    places = torch.nonzero(ctx.values(condition)).reshape(-1)
+    places = (
+        torch.empty(ctx.counted(), device="meta")
+        if ctx.hidden(condition)
+        else torch.nonzero(ctx.values(condition)).reshape(-1)
+    )
     if not ctx.has("axis"):
         x, axis = x.reshape(-1), 0
     else:

@@ -13,7 +13,7 @@ from sparsecc.reference.onnx_ops.registry import Ctx, Value, need, op, positive_
 _INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.uint16)
 
 
-def _along(parameter: Tensor, x: Tensor, axis: int, block: int) -> Tensor:
+def along(parameter: Tensor, x: Tensor, axis: int, block: int) -> Tensor:
     """A scale or zero point that broadcasts to ``x``: per tensor, per axis, or per block."""
     if parameter.ndim == 0 or (parameter.ndim == 1 and parameter.numel() == 1 and block == 0):
         return parameter.reshape(())
@@ -39,7 +39,7 @@ def _round_to(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.clamp(info.min, info.max).to(dtype)
 
 
-@op("QuantizeLinear", kind="raw")
+@op("QuantizeLinear", "com.microsoft::QuantizeLinear", kind="raw")
 def quantize_linear(ctx: Ctx, x: Tensor, scale: Tensor, zero: Value = None) -> Tensor:
     """x[*S] scale[] zero[] -> y[*S]; scale and zero point also per axis or per block."""
     if zero is not None and not isinstance(zero, Tensor):
@@ -54,9 +54,9 @@ def quantize_linear(ctx: Ctx, x: Tensor, scale: Tensor, zero: Value = None) -> T
         return torch.empty(x.shape, dtype=dtype, device="meta")
     axis, block = ctx.integer("axis", 1), ctx.integer("block_size", 0)
     numbers, step = _wide(ctx, x, scale)
-    y = torch.round(numbers / _along(step, x, axis, block))
+    y = torch.round(numbers / along(step, x, axis, block))
     if isinstance(zero, Tensor):
-        y = y + _along(zero.to(torch.int32), x, axis, block)
+        y = y + along(zero.to(torch.int32), x, axis, block)
     return _round_to(y, dtype)
 
 
@@ -69,7 +69,7 @@ def _wide(ctx: Ctx, x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
     return x.to(dtype), scale.to(dtype)
 
 
-@op("DequantizeLinear", kind="raw")
+@op("DequantizeLinear", "com.microsoft::DequantizeLinear", kind="raw")
 def dequantize_linear(ctx: Ctx, x: Value, scale: Tensor, zero: Value = None) -> Tensor:
     """x[*S] scale[] zero[] -> y[*S]; scale and zero point also per axis or per block."""
     dtype = ctx.need_dtype(ctx.integer("output_dtype")) if ctx.integer("output_dtype") else scale.dtype
@@ -85,9 +85,9 @@ def dequantize_linear(ctx: Ctx, x: Value, scale: Tensor, zero: Value = None) -> 
         numbers = _integers(x)
     axis, block = ctx.integer("axis", 1), ctx.integer("block_size", 0)
     if zero is not None and not numbers.dtype.is_floating_point:
-        numbers = numbers - _along(_integers(zero), numbers, axis, block)
+        numbers = numbers - along(_integers(zero), numbers, axis, block)
     wide = torch.float32 if scale.dtype in (torch.float16, torch.bfloat16) else scale.dtype
-    y = numbers.to(wide) * _along(scale.to(wide), numbers, axis, block)
+    y = numbers.to(wide) * along(scale.to(wide), numbers, axis, block)
     return y.to(dtype)
 
 

@@ -92,10 +92,11 @@ class Ctx:
     """What an operator sees of its node: attributes, opset, number types, known values.
 
     ``dtype`` is the type that floats are promoted to, None for the model's own.  ``abstract`` is
-    set where tensors have no values; ``known`` then holds those that are known, by identity.
+    set where tensors have no values; ``known`` then holds those that are known, by identity, and
+    ``count`` a size that stands for all sizes that depend on data.
     """
 
-    __slots__ = ("abstract", "attrs", "call", "dtype", "index", "known", "node", "opset", "read")
+    __slots__ = ("abstract", "attrs", "call", "count", "dtype", "index", "known", "node", "opset", "read")
 
     def __init__(
         self,
@@ -114,6 +115,7 @@ class Ctx:
         self.attrs = attributes(node)
         self.abstract = False
         self.known: Mapping[int, torch.Tensor] = {}
+        self.count: int | None = None
         self.call: Callable[[GraphProto, Sequence[Value]], list[Value]] | None = None
 
     def copy(self) -> Ctx:
@@ -218,6 +220,16 @@ class Ctx:
     def item(self, tensor: Value) -> Any:
         """A scalar input as a Python number."""
         return self.values(tensor).reshape(-1)[0].item()
+
+    def hidden(self, tensor: torch.Tensor) -> bool:
+        """Whether only the shape of an input is known."""
+        return tensor.is_meta and id(tensor) not in self.known
+
+    def counted(self) -> int:
+        """A size that depends on data; raises ``DataDependent`` where none may stand for it."""
+        if self.count is None:
+            raise DataDependent(f"how much {self.node.op_type} puts out depends on data")
+        return self.count
 
     def run(self, name: str, args: Sequence[Value]) -> list[Value]:
         """Execute the subgraph in an attribute; names of outer graphs are visible to it."""

@@ -1,0 +1,277 @@
+"""Control flow, sequences, local functions: what is outside is pruned, what flows in stays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
+
+import sparsecc
+from tests.onnx_graphs import Graph, check_trial, trial
+
+FLOAT = TensorProto.FLOAT
+
+
+Typed = list[tuple[str, int]]
+
+
+def body(name: str, nodes: list[NodeProto], inputs: Typed, outputs: Typed) -> GraphProto:
+    """A subgraph; integers and flags are single numbers."""
+
+    def infos(values: Typed) -> list[ValueInfoProto]:
+        return [helper.make_tensor_value_info(n, kind, None if kind == FLOAT else []) for n, kind in values]
+
+    return helper.make_graph(nodes, name, infos(inputs), infos(outputs))
+
+
+def layers(g: Graph, x: str) -> str:
+    """Two layers; the channels between them are outside of everything."""
+    return g.linear(g.node("Relu", [g.linear(x, "a", 6, 16)], "ra"), "b", 16, 8)
+
+
+def if_() -> ModelProto:
+    g = Graph()
+    x = g.input("x", [2, 6])
+    y = layers(g, x)
+    flag = g.node("Greater", [g.node("ReduceSum", [x], "total", keepdims=0), g.tensor("zero", 0.0)], "flag")
+    branches = {
+        f"{side}_branch": body(side, [helper.make_node(kind, [y], [f"{side}.y"])], [], [(f"{side}.y", FLOAT)])
+        for side, kind in (("then", "Exp"), ("else", "Neg"))
+    }
+    z = g.node("If", [flag], "chosen", **branches)
+    return ended(g, z)
+
+
+def loop() -> ModelProto:
+    g = Graph()
+    y = layers(g, g.input("x", [2, 6]))
+    inside = body(
+        "body",
+        [
+            helper.make_node("MatMul", ["state", "turn"], ["moved"]),
+            helper.make_node("Tanh", ["moved"], ["next"]),
+            helper.make_node("Identity", ["going"], ["still"]),
+        ],
+        [("step", TensorProto.INT64), ("going", TensorProto.BOOL), ("state", FLOAT)],
+        [("still", TensorProto.BOOL), ("next", FLOAT)],
+    )
+    g.weight("turn", 8, 8)
+    z = g.node("Loop", [g.ints("trips", 3), "", y], "looped", body=inside)
+    return ended(g, z)
+
+
+def loop_of_a_size() -> ModelProto:
+    """The number of rounds is a size of a value that shrinks, and must stay what it was."""
+    g = Graph()
+    x = g.input("x", [2, 6])
+    hidden = g.node("Relu", [g.linear(x, "a", 6, 16)], "ra")
+    width = g.node("Gather", [g.node("Shape", [hidden], "shape"), g.ints("last", 1)], "width")
+    y = g.linear(hidden, "b", 16, 8)
+    inside = body(
+        "body",
+        [
+            helper.make_node("Mul", ["state", "less"], ["next"]),
+            helper.make_node("Identity", ["going"], ["still"]),
+        ],
+        [("step", TensorProto.INT64), ("going", TensorProto.BOOL), ("state", FLOAT)],
+        [("still", TensorProto.BOOL), ("next", FLOAT)],
+    )
+    g.tensor("less", 0.9)
+    return ended(g, g.node("Loop", [width, "", y], "looped", body=inside))
+
+
+def scan() -> ModelProto:
+    g = Graph()
+    y = layers(g, g.input("x", [4, 2, 6]))
+    inside = body(
+        "body",
+        [helper.make_node("Add", ["state", "item"], ["next"]), helper.make_node("Tanh", ["next"], ["out"])],
+        [("state", FLOAT), ("item", FLOAT)],
+        [("next", FLOAT), ("out", FLOAT)],
+    )
+    start = g.tensor("start", np.zeros((2, 8)))
+    _, z = g.node("Scan", [start, y], ["last", "all"], num_scan_inputs=1, body=inside)
+    return ended(g, z)
+
+
+def sequence() -> ModelProto:
+    g = Graph()
+    y = layers(g, g.input("x", [2, 6]))
+    items = g.node("SequenceConstruct", [y, y], "items")
+    z = g.node("SequenceAt", [items, g.ints("first", 0)], "item")
+    return ended(g, z)
+
+
+def split_to_sequence() -> ModelProto:
+    g = Graph()
+    y = layers(g, g.input("x", [2, 6]))
+    parts = g.node("SplitToSequence", [y, g.ints("sizes", [4, 4])], "parts", axis=1)
+    return ended(g, g.node("ConcatFromSequence", [parts], "joined", axis=1))
+
+
+def optional() -> ModelProto:
+    g = Graph()
+    y = layers(g, g.input("x", [2, 6]))
+    return ended(g, g.node("OptionalGetElement", [g.node("Optional", [y], "maybe")], "surely"))
+
+
+def nonzero() -> ModelProto:
+    g = Graph()
+    y = layers(g, g.input("x", [2, 6]))
+    places = g.node("NonZero", [g.node("Relu", [y], "positive")], "places")
+    count = g.node(
+        "Cast", [g.node("Gather", [g.node("Shape", [places], "s"), g.ints("one", 1)], "n")], "count", to=FLOAT
+    )
+    return ended(g, g.node("Mul", [y, g.node("Div", [count, g.tensor("ten", 10.0)], "share")], "scaled"))
+
+
+def unique() -> ModelProto:
+    g = Graph()
+    y = layers(g, g.input("x", [2, 6]))
+    rounded = g.node("Round", [y], "rounded")
+    _, _, back, _ = g.node("Unique", [rounded], ["u", "first", "back", "counts"])
+    number = g.node("Cast", [g.node("ReduceMax", [back], "most", keepdims=0)], "number", to=FLOAT)
+    return ended(g, g.node("Mul", [y, number], "scaled"))
+
+
+def random_numbers() -> ModelProto:
+    g = Graph()
+    y = layers(g, g.input("x", [2, 6]))
+    return ended(g, g.node("Add", [y, g.node("RandomNormalLike", [y], "noise", seed=1.0)], "noisy"))
+
+
+def suppressed_boxes() -> ModelProto:
+    g = Graph()
+    x = g.input("x", [2, 6])
+    y = layers(g, x)
+    boxes = g.node("Reshape", [g.node("Sigmoid", [y], "s"), g.ints("bs", [1, 4, 4])], "boxes")
+    scores = g.node(
+        "Reshape",
+        [g.node("ReduceMean", [boxes, g.ints("ax", [2])], "m", keepdims=0), g.ints("ss", [1, 1, 4])],
+        "scores",
+    )
+    chosen = g.node("NonMaxSuppression", [boxes, scores, g.ints("many", [2])], "chosen")
+    found = g.node("Cast", [g.node("ReduceSum", [chosen], "sum", keepdims=0)], "number", to=FLOAT)
+    return ended(g, g.node("Add", [y, found], "moved"))
+
+
+def ended(g: Graph, y: str) -> ModelProto:
+    """A pruned layer behind as well."""
+    z = g.linear(g.node("Relu", [g.linear(y, "c", 8, 12)], "rc"), "z", 12, 3)
+    lead = [4, 2] if y == "all" else [2]
+    graph = helper.make_graph(
+        g.nodes, "graph", g.inputs, [helper.make_tensor_value_info(z, FLOAT, [*lead, 3])], g.tensors,
+        value_info=[helper.make_tensor_value_info(y, FLOAT, [*lead, 8])],
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", g.opset)], ir_version=9)
+
+
+CASES: dict[str, tuple[Callable[[], ModelProto], str]] = {
+    "If": (if_, "runs a body"),
+    "Loop": (loop, "runs a body"),
+    "Loop of a size": (loop_of_a_size, "runs a body"),
+    "Scan": (scan, "runs a body"),
+    "SequenceConstruct": (sequence, "sequences"),
+    "SplitToSequence": (split_to_sequence, "sequences"),
+    "Optional": (optional, "optional values"),
+    "NonZero": (nonzero, "places"),
+    "Unique": (unique, "compares"),
+    "RandomNormalLike": (random_numbers, "random"),
+    "NonMaxSuppression": (suppressed_boxes, "selects boxes"),
+}
+#: random numbers are deterministic in the reference, but not those of the runtime
+UNRULY = {"RandomNormalLike"}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_outside_is_pruned_and_what_flows_in_stays(name: str) -> None:
+    build, reason = CASES[name]
+    found = trial(build(), 3)
+    check_trial(found, 3, runtime=name not in UNRULY)
+    groups = {(m.weight, m.axis) for g in found.subject.analysis.groups for m in g.members}
+    assert {("a.weight", 1), ("b.weight", 0), ("c.weight", 1), ("z.weight", 0)} <= groups
+    assert not {("b.weight", 1), ("c.weight", 0)} & groups
+    reasons = [str(f.reason) for f in found.subject.analysis.frozen if f.reason.kind == "opaque"]
+    assert any(reason in text for text in reasons), reasons
+    assert found.removed("a.weight")[1] > 0
+
+
+@pytest.mark.parametrize("name", [n for n in CASES if n not in UNRULY])
+def test_pruning_around_control_flow_is_verified(name: str) -> None:
+    result = sparsecc.prune(CASES[name][0](), sparsity=0.5)
+    assert result.certificate.status == "VERIFIED"
+
+
+def test_a_local_function_is_pruned_as_if_it_were_written_out() -> None:
+    g = Graph()
+    x = g.input("x", [2, 6])
+    g.weight("w1", 6, 16), g.weight("w2", 16, 3)
+    inner = [
+        helper.make_node("MatMul", ["x", "w1"], ["h"]),
+        helper.make_node("Relu", ["h"], ["r"]),
+        helper.make_node("MatMul", ["r", "w2"], ["y"]),
+    ]
+    function = helper.make_function(
+        "mine", "Block", ["x", "w1", "w2"], ["y"], inner, [helper.make_opsetid("", 20)]
+    )
+    g.node("Block", [x, "w1", "w2"], "y", domain="mine")
+    graph = helper.make_graph(
+        g.nodes, "graph", g.inputs, [helper.make_tensor_value_info("y", FLOAT, [2, 3])], g.tensors
+    )
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("mine", 1)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=9, functions=[function])
+    found = trial(model, 0)
+    assert {(m.weight, m.axis) for g in found.subject.analysis.groups for m in g.members} == {
+        ("w1", 1),
+        ("w2", 0),
+    }
+    check_trial(found)
+
+
+@pytest.mark.parametrize("kind", ["OneHot", "EyeLike", "MaxPool"])
+def test_places_in_data_keep_the_axes_that_they_count(kind: str) -> None:
+    """Their results follow from the sizes or the order of an axis that nothing else would hold."""
+    g = Graph()
+    x = g.input("x", [2, 3, 4, 4])
+    y = g.conv(x, "a", 3, 8)
+    if kind == "MaxPool":
+        _, places = g.node("MaxPool", [y], ["pooled", "places"], kernel_shape=[2, 2], strides=[2, 2])
+        number = g.node("Cast", [places], "number", to=FLOAT)
+        z = g.node("Mul", [number, g.tensor("small", 0.01)], "less")
+    else:
+        flat = g.node("ReduceMean", [y, g.ints("space", [2, 3])], "flat", keepdims=0)
+        if kind == "EyeLike":
+            z = g.node("Mul", [g.node("EyeLike", [flat], "eye"), flat], "m")
+        else:
+            places = g.node("ArgMax", [flat], "most", axis=0, keepdims=0)
+            z = g.node(
+                "Transpose",
+                [g.node("OneHot", [places, g.ints("depth", 4), g.tensor("values", [0.0, 1.0])], "hot")],
+                "turned",
+            )
+        z = g.node("Unsqueeze", [z, g.ints("more", [2, 3])], "wide")
+    out = g.conv(z, "z", 8, 3, 1)
+    found = trial(g.build(out), 0)
+    assert ("a.weight", 0) not in {
+        (m.weight, m.axis) for q in found.subject.analysis.groups for m in q.members
+    }
+    check_trial(found)
+
+
+def test_constants_inside_a_body_are_left_alone() -> None:
+    g = Graph()
+    y = layers(g, g.input("x", [2, 6]))
+    held = numpy_helper.from_array(np.ones((8,), np.float32), "held")
+    inside = helper.make_graph(
+        [helper.make_node("Add", [y, "held"], ["sum"])],
+        "then",
+        [],
+        [helper.make_tensor_value_info("sum", FLOAT, None)],
+        [held],
+    )
+    other = body("else", [helper.make_node("Neg", [y], ["minus"])], [], [("minus", FLOAT)])
+    flag = g.tensor("flag", True, np.bool_)
+    model = ended(g, g.node("If", [flag], "chosen", then_branch=inside, else_branch=other))
+    check_trial(trial(model, 1), 1)

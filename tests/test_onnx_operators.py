@@ -1,0 +1,374 @@
+"""Every operator with an axis rule of its own: what it lets go, and that the result is right.
+
+Each case puts an operator between layers whose channels may go; random plans are held against masked
+semantics in float64, against onnxruntime, and operator by operator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.onnx_cases import Case, built, check_case, image, sequence
+from tests.onnx_graphs import Graph
+
+CASES: dict[str, Callable[[], Case]] = {}
+
+
+def case(function: Callable[[], Case]) -> Callable[[], Case]:
+    CASES[function.__name__] = function
+    return function
+
+
+# -- statistics, neighbours ---------------------------------------------------------------------------
+
+
+@case
+def lrn_keeps_channels() -> Case:
+    g, y = image()
+    y = g.conv(g.node("LRN", [y], "lrn", size=3), "b", 8, 8)
+    z = g.conv(y, "z", 8, 3)
+    return Case(g.build(z), ("b.weight", 0), ("z.weight", 1))
+
+
+@case
+def mean_variance_over_space() -> Case:
+    g, y = image()
+    return built(g, g.node("MeanVarianceNormalization", [y], "mvn", axes=[2, 3]), 8)
+
+
+@case
+def mean_variance_over_channels() -> Case:
+    g, y = image()
+    return built(g, g.node("MeanVarianceNormalization", [y], "mvn", axes=[1, 2, 3]), 8)
+
+
+@case
+def lp_normalization() -> Case:
+    g, y = image()
+    return built(g, g.node("LpNormalization", [y], "norm", axis=1, p=2), 8)
+
+
+@case
+def lp_pool() -> Case:
+    g, y = image()
+    return built(g, g.node("LpPool", [y], "pool", kernel_shape=[2, 2], p=2), 8)
+
+
+@case
+def rms_normalization() -> Case:
+    g, y = sequence(23)
+    return built(
+        g,
+        g.node("RMSNormalization", [y, g.vector("rms.weight", 8)], "rms"),
+        8,
+        ("rms.weight", 0),
+        linear=True,
+    )
+
+
+@case
+def swish() -> Case:
+    g, y = sequence(24)
+    return built(g, g.node("Swish", [y], "swish", alpha=1.5), 8, linear=True)
+
+
+# -- places ------------------------------------------------------------------------------------------
+
+
+@case
+def gather_elements() -> Case:
+    g = Graph()
+    y = g.linear(g.input("x", [2, 5, 6]), "a", 6, 8)
+    index = g.ints("index", np.random.default_rng(0).integers(0, 5, (2, 3, 8)))
+    return built(g, g.node("GatherElements", [y, index], "taken", axis=1), 8, linear=True)
+
+
+@case
+def scatter_elements() -> Case:
+    g = Graph()
+    x = g.input("x", [2, 5, 6])
+    y = g.linear(x, "a", 6, 8)
+    u = g.linear(g.input("u", [2, 3, 6]), "b", 6, 8)
+    index = g.ints(
+        "index",
+        np.random.default_rng(0).permuted(np.tile(np.arange(5)[None, :, None], (2, 1, 8)), axis=1)[:, :3],
+    )
+    return built(
+        g,
+        g.node("ScatterElements", [y, index, u], "written", axis=1, reduction="add"),
+        8,
+        ("b.weight", 1),
+        linear=True,
+    )
+
+
+@case
+def scatter_nd() -> Case:
+    g = Graph()
+    y = g.linear(g.input("x", [2, 5, 6]), "a", 6, 8)
+    u = g.linear(g.input("u", [3, 6]), "b", 6, 8)
+    return built(
+        g,
+        g.node("ScatterND", [y, g.ints("at", [[0, 1], [1, 4], [1, 0]]), u], "written"),
+        8,
+        ("b.weight", 1),
+        linear=True,
+    )
+
+
+@case
+def tensor_scatter() -> Case:
+    g = Graph(24)
+    cache = g.linear(g.input("x", [2, 5, 6]), "a", 6, 8)
+    new = g.linear(g.input("u", [2, 2, 6]), "b", 6, 8)
+    return built(
+        g,
+        g.node("TensorScatter", [cache, new, g.ints("at", [0, 3])], "written"),
+        8,
+        ("b.weight", 1),
+        linear=True,
+    )
+
+
+@case
+def compress() -> Case:
+    g, y = sequence()
+    picked = g.node(
+        "Compress", [y, g.tensor("which", [True, False, True, True, False], np.bool_)], "picked", axis=1
+    )
+    return built(g, picked, 8, linear=True)
+
+
+@case
+def reverse_sequence() -> Case:
+    g = Graph()
+    y = g.linear(g.input("x", [3, 5, 6]), "a", 6, 8)
+    lengths = g.ints("lengths", [2, 5, 1])
+    return built(
+        g, g.node("ReverseSequence", [y, lengths], "turned", batch_axis=0, time_axis=1), 8, linear=True
+    )
+
+
+@case
+def center_crop_pad() -> Case:
+    g, y = image()
+    return built(g, g.node("CenterCropPad", [y, g.ints("size", [4, 8])], "cut", axes=[2, 3]), 8)
+
+
+@case
+def cumulated_along_the_sequence() -> Case:
+    g, y = sequence()
+    return built(g, g.node("CumSum", [y, g.ints("axis", 1)], "sums"), 8, linear=True)
+
+
+@case
+def largest_along_the_sequence() -> Case:
+    g, y = sequence()
+    top = g.node("TopK", [y, g.ints("k", [2])], ["top", "places"], axis=1)
+    return built(g, top[0], 8, linear=True)
+
+
+@case
+def hardmax_along_the_sequence() -> Case:
+    g, y = sequence()
+    return built(g, g.node("Hardmax", [y], "hard", axis=1), 8, linear=True)
+
+
+@case
+def grid_sample() -> Case:
+    g = Graph()
+    y = g.conv(g.input("x", [2, 3, 6, 6]), "a", 3, 8)
+    grid = g.tensor("grid", np.random.default_rng(1).uniform(-1, 1, (2, 4, 5, 2)))
+    return built(g, g.node("GridSample", [y, grid], "sampled"), 8)
+
+
+@case
+def roi_align() -> Case:
+    g = Graph()
+    y = g.conv(g.input("x", [2, 3, 6, 6]), "a", 3, 8)
+    boxes = g.tensor("boxes", [[0, 0, 3, 3], [1, 1, 5, 5], [0, 2, 4, 5]])
+    pooled = g.node(
+        "RoiAlign", [y, boxes, g.ints("which", [0, 1, 1])], "rois", output_height=2, output_width=2
+    )
+    return built(g, pooled, 8)
+
+
+@case
+def column_to_image() -> Case:
+    g = Graph()
+    y = g.conv(g.input("x", [2, 3, 1, 9]), "a", 3, 16, 1)
+    flat = g.node("Reshape", [y, g.ints("shape", [2, 16, 9])], "flat")
+    grown = g.node("Col2Im", [flat, g.ints("size", [4, 4]), g.ints("block", [2, 2])], "grown")
+    return built(g, grown, 4)
+
+
+@case
+def deformed_convolution() -> Case:
+    g = Graph(19)
+    y = g.conv(g.input("x", [2, 3, 5, 5]), "a", 3, 4)
+    offset = g.tensor("offset", np.random.default_rng(2).uniform(-1, 1, (2, 18, 3, 3)))
+    bent = g.node(
+        "DeformConv",
+        [y, g.weight("d.weight", 6, 4, 3, 3), offset, g.vector("d.bias", 6)],
+        "bent",
+        kernel_shape=[3, 3],
+    )
+    return built(g, bent, 6, ("d.weight", 0), ("d.weight", 1), ("d.bias", 0))
+
+
+@case
+def spectrum_of_channels() -> Case:
+    g = Graph()
+    y = g.conv(g.input("x", [2, 3, 1, 8]), "a", 3, 6, 1)
+    wide = g.node("Reshape", [y, g.ints("shape", [2, 6, 8, 1])], "wide")
+    spectrum = g.node("DFT", [wide, "", g.ints("axis", 2)], "spectrum")
+    return built(g, spectrum, 6)
+
+
+@case
+def determinants_of_channels() -> Case:
+    g = Graph()
+    y = g.conv(g.input("x", [2, 3, 4, 4]), "a", 3, 8)
+    z = g.node("Det", [y], "det")
+    out = g.linear(z, "z", 8, 3)
+    return Case(g.build(out), ("a.weight", 0), ("z.weight", 0))
+
+
+# -- attention ---------------------------------------------------------------------------------------
+
+
+def attention(opset: int, heads: int, kv: int, width: int, packed: bool, **attributes: Any) -> Case:
+    g = Graph(opset)
+    x = g.input("x", [2, 5, 6])
+    sizes = [heads * width, kv * width, kv * width]
+    parts = [
+        g.node("MatMul", [x, g.weight(f"{n}.weight", 6, size)], n)
+        for n, size in zip("qkv", sizes, strict=True)
+    ]
+    if packed:
+        attributes |= {"q_num_heads": heads, "kv_num_heads": kv}
+    else:
+        counts = (heads, kv, kv)
+        parts = [
+            g.node(
+                "Transpose",
+                [g.node("Reshape", [p, g.ints(f"{p}.shape", [2, 5, n, width])], f"{p}.4")],
+                f"{p}.t",
+                perm=[0, 2, 1, 3],
+            )
+            for p, n in zip(parts, counts, strict=True)
+        ]
+    mask = g.tensor("mask", np.random.default_rng(0).uniform(-1, 1, (heads, 5, 5)))
+    y = g.node("Attention", [*parts, mask], "attended", **attributes)
+    if not packed:
+        y = g.node(
+            "Reshape",
+            [g.node("Transpose", [y], "back", perm=[0, 2, 1, 3]), g.ints("flat", [2, 5, heads * width])],
+            "joined",
+        )
+    z = g.linear(y, "z", heads * width, 3)
+    return Case(g.build(z), ("q.weight", 1), ("k.weight", 1), ("v.weight", 1), ("z.weight", 0))
+
+
+@case
+def attention_of_packed_heads() -> Case:
+    return attention(23, 4, 4, 4, True)
+
+
+@case
+def attention_of_shared_keys() -> Case:
+    return attention(23, 4, 2, 4, True, is_causal=1)
+
+
+@case
+def attention_with_a_scale() -> Case:
+    return attention(24, 2, 2, 4, True, scale=0.3, softcap=2.0)
+
+
+@case
+def attention_of_four_axes() -> Case:
+    return attention(23, 6, 2, 4, False)
+
+
+@case
+def attention_with_a_past() -> Case:
+    g = Graph(23)
+    x, memory = g.input("x", [2, 1, 6]), g.input("memory", [2, 5, 6])
+    parts = [g.node("MatMul", [x, g.weight(f"{n}.weight", 6, 8)], n) for n in "qkv"]
+    past = []
+    for n in ("pk", "pv"):
+        wide = g.node("MatMul", [memory, g.weight(f"{n}.weight", 6, 8)], n)
+        four = g.node("Reshape", [wide, g.ints(f"{n}.shape", [2, 5, 2, 4])], f"{n}.4")
+        past.append(g.node("Transpose", [four], f"{n}.t", perm=[0, 2, 1, 3]))
+    y, key, value = g.node(
+        "Attention", [*parts, "", *past], ["y", "key", "value"], q_num_heads=2, kv_num_heads=2
+    )
+    seen = g.node(
+        "Add",
+        [g.node("ReduceSum", [key], "ks", keepdims=0), g.node("ReduceSum", [value], "vs", keepdims=0)],
+        "seen",
+    )
+    z = g.linear(g.node("Add", [y, g.node("Mul", [seen, g.tensor("small", 0.01)], "less")], "sum"), "z", 8, 3)
+    return Case(g.build(z), ("q.weight", 1), ("pk.weight", 1), ("pv.weight", 1), ("z.weight", 0))
+
+
+def rotary(interleaved: int, partly: bool, packed: bool) -> Case:
+    g = Graph(23)
+    x = g.input("x", [2, 5, 6])
+    width = 8
+    turned_width = 4 if partly else width
+    tables = [
+        g.tensor(n, np.random.default_rng(i).uniform(-1, 1, (9, turned_width // 2)))
+        for i, n in enumerate(("cos", "sin"))
+    ]
+    where = g.ints("where", [[0, 1, 2, 3, 4], [3, 4, 5, 6, 7]])
+    turned = []
+    attributes = {
+        "interleaved": interleaved,
+        "num_heads": 2,
+        "rotary_embedding_dim": turned_width if partly else 0,
+    }
+    for n in "qk":
+        part = g.node("MatMul", [x, g.weight(f"{n}.weight", 6, 2 * width)], n)
+        if not packed:
+            four = g.node("Reshape", [part, g.ints(f"{n}.shape", [2, 5, 2, width])], f"{n}.4")
+            part = g.node("Transpose", [four], f"{n}.t", perm=[0, 2, 1, 3])
+        part = g.node("RotaryEmbedding", [part, *tables, where], f"{n}.turned", **attributes)
+        if not packed:
+            back = g.node("Transpose", [part], f"{n}.back", perm=[0, 2, 1, 3])
+            part = g.node("Reshape", [back, g.ints(f"{n}.flat", [2, 5, 2 * width])], f"{n}.joined")
+        turned.append(part)
+    v = g.node("MatMul", [x, g.weight("v.weight", 6, 2 * width)], "v")
+    y = g.node("Attention", [*turned, v], "attended", q_num_heads=2, kv_num_heads=2)
+    z = g.linear(y, "z", 2 * width, 3)
+    return Case(g.build(z), ("q.weight", 1), ("k.weight", 1), ("v.weight", 1))
+
+
+@case
+def rotation_of_halves() -> Case:
+    return rotary(0, False, True)
+
+
+@case
+def rotation_of_neighbours() -> Case:
+    return rotary(1, False, True)
+
+
+@case
+def rotation_of_some_dimensions() -> Case:
+    return rotary(0, True, True)
+
+
+@case
+def rotation_of_four_axes() -> Case:
+    return rotary(1, True, False)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("seed", range(3))
+def test_an_operator_prunes_to_its_masked_semantics(name: str, seed: int) -> None:
+    check_case(CASES[name](), seed)
