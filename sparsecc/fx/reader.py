@@ -13,8 +13,10 @@ from torch.fx import Node
 
 from sparsecc.errors import UnsupportedModel
 from sparsecc.fx.capture import Program, written
-from sparsecc.fx.ops import TABLE, Shapes, aten_name, bind, tensors
+from sparsecc.fx.ops import TABLE, aten_name, bind
+from sparsecc.fx.ops_frozen import FROZEN
 from sparsecc.fx.semantics import ProgramSemantics
+from sparsecc.fx.spec import Shapes, tensors
 from sparsecc.graph import Call, Value, View
 
 
@@ -111,11 +113,13 @@ class _Reader:
         attrs: dict[str, Any]
         if entry is None:
             op = f"aten.{name}" if name is not None and "." not in name else name or str(node.target)
-            op, operands, attrs = op, _every_tensor(node), {}
+            operands, attrs = _every_tensor(node), {}
+            if name in FROZEN:
+                attrs["why"] = FROZEN[name]
         else:
             try:
                 op, operands, attrs = entry(bind(node), self.shapes)
-            except (KeyError, TypeError, AttributeError, IndexError):
+            except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, StopIteration):
                 op, operands, attrs = f"aten.{name} (unusual arguments)", _every_tensor(node), {}
         outputs = [
             self._value(node.name if len(results) == 1 else f"{node.name}.{i}", r)
