@@ -75,17 +75,21 @@ def _looked_up(s: Solver, c: Call, first: int) -> tuple[list[int], int, list[Ter
     places, widths, shape = c.attrs["places"], c.attrs["widths"], c.attrs["shape"]
     dims = [d for at, n in zip(places, widths, strict=True) for d in range(at, at + n)]
     together = dims == list(range(dims[0], dims[-1] + 1))
+    if shape is None:  # a mask selects positions of one new axis
+        at = dims[0] if together else 0
+        shape = c.outputs[0].shape[at : at + 1]
     operands = [
         s.of(c, first + k) for k, n in enumerate(widths) if not c.attrs["masks"][k] and s.has(c, first + k)
     ]
     for k, masked in enumerate(c.attrs["masks"]):
         if masked:
             _freeze_all(s, s.of(c, first + k), "selects by a mask along this axis")
-    found = s.broadcast(c, operands, shape)
     if any(c.attrs["masks"]):
         found = [s.frozen(n, "indexed", "puts out as many positions as a mask selects") for n in shape]
         for axes in operands:
             _freeze_all(s, axes, "looks up positions beside a mask")
+    else:
+        found = s.broadcast(c, operands, shape)
     return dims, dims[0] if together else 0, found
 
 

@@ -16,24 +16,53 @@ from torch.fx import Node
 
 from sparsecc.fx import ops_decomposed, ops_indexing, ops_products, ops_signal
 from sparsecc.fx.ops_indexing import index_many
-from sparsecc.fx.spec import Bound, Entry, Shapes, Spec, elementwise, ints, operand, same, tensors, words
+from sparsecc.fx.spec import (
+    Bound,
+    Entry,
+    Shapes,
+    Spec,
+    elementwise,
+    ints,
+    operand,
+    results_read,
+    same,
+    tensors,
+    whole,
+    words,
+)
 
 
 def _first(b: Bound, _: Shapes) -> Spec:
     return Spec("elementwise", tensors(b)[:1])
 
 
-def _conv(b: Bound, _: Shapes) -> Spec:
-    return Spec("conv", (b["input"], b["weight"], b["bias"]), {"groups": b["groups"]})
+def _conv(b: Bound, s: Shapes) -> Spec:
+    return Spec("conv", (b["input"], b["weight"], b["bias"]), _sliding(b, s))
 
 
-def _conv_transpose(b: Bound, _: Shapes) -> Spec:
-    return Spec("conv_transpose", (b["input"], b["weight"], b["bias"]), {"groups": b["groups"]})
+def _conv_transpose(b: Bound, s: Shapes) -> Spec:
+    return Spec("conv_transpose", (b["input"], b["weight"], b["bias"]), _sliding(b, s))
 
 
-def _convolution(b: Bound, _: Shapes) -> Spec:
-    name = "conv_transpose" if b["transposed"] else "conv"
-    return Spec(name, (b["input"], b["weight"], b["bias"]), {"groups": b["groups"]})
+def _convolution(b: Bound, s: Shapes) -> Spec:
+    return _conv_transpose(b, s) if b["transposed"] else _conv(b, s)
+
+
+def _sliding(b: Bound, s: Shapes) -> dict[str, Any]:
+    """Groups, and the spatial axes along which the kernel has one position and every one is read once."""
+    kernel = s.of(b["weight"])[2:]
+    strides, paddings = (_a_dim(b[n], len(kernel)) for n in ("stride", "padding"))
+    alone = [k == 1 and st == 1 and p == 0 for k, st, p in zip(kernel, strides, paddings, strict=True)]
+    grows = any(ints(b.get("output_padding", 0)))
+    return {"groups": s.argument(b["groups"]), "pointwise": [a and not grows for a in alone]}
+
+
+def _a_dim(value: Any, count: int) -> list[Any]:
+    """One entry a spatial axis; padding by name pads nothing where the kernel has one position."""
+    if isinstance(value, str):
+        return [0] * count
+    found = ints(value)
+    return found * count if len(found) == 1 else found
 
 
 def _reduce(kind: str) -> Entry:
@@ -56,12 +85,14 @@ def _ordered(b: Bound, s: Shapes) -> Spec:
 
 
 def _extremum(kind: str) -> Entry:
-    """max and min: of two tensors, along an axis (which gives positions too), or of everything."""
+    """max, min, median: of two tensors, of everything, or along an axis (which gives positions too)."""
 
     def entry(b: Bound, s: Shapes) -> Spec:
         if "other" in b:
             return elementwise(b, s)
-        return _ordered(b, s) if "dim" in b else _reduce(kind)(b, s)
+        if "dim" in b and 1 in results_read(b):
+            return _ordered(b, s)
+        return _reduce(kind)(b, s)
 
     return entry
 
@@ -221,10 +252,10 @@ def _group_norm(b: Bound, _: Shapes) -> Spec:
 
 def _batch_norm(b: Bound, s: Shapes) -> Spec:
     if b.get("training"):
-        return Spec("aten.batch_norm (training)", tensors(b))
+        return whole("aten.batch_norm", "updates its statistics (training mode)", b)
     mean, var = b["running_mean"], b["running_var"]
     if mean is None or var is None:
-        return Spec("aten.batch_norm (without running statistics)", tensors(b))
+        return whole("aten.batch_norm", "has no running statistics", b)
     return Spec("batch_norm", (b["input"], b["weight"], b["bias"], mean, var))
 
 
@@ -246,7 +277,7 @@ def _embedding(b: Bound, _: Shapes) -> Spec:
 
 def _repeat_interleave(b: Bound, s: Shapes) -> Spec:
     if b.get("dim") is None or not isinstance(b["repeats"], int):
-        return Spec("aten.repeat_interleave", tensors(b))
+        return whole("aten.repeat_interleave", "repeats each position its own number of times", b)
     return Spec("repeat_interleave", (b["self"],), {"dim": b["dim"]})
 
 
@@ -344,7 +375,7 @@ _REDUCTIONS = {
 }
 _ORDERED = words(
     """
-    cumsum cumprod logcumsumexp cummax cummin topk sort argsort argmax argmin msort kthvalue median mode
+    cumsum cumprod logcumsumexp cummax cummin topk sort argsort argmax argmin msort kthvalue mode
     """
 )
 
@@ -360,7 +391,7 @@ _POSITIONS = words("arange linspace eye tril_indices triu_indices rand randn ran
 
 def _where(b: Bound, s: Shapes) -> Spec:
     """With one operand it lists positions."""
-    return elementwise(b, s) if "self" in b else Spec("aten.where (positions)", tensors(b))
+    return elementwise(b, s) if "self" in b else whole("aten.where", "lists positions", b)
 
 
 def _vector_norm(b: Bound, s: Shapes) -> Spec:
@@ -368,12 +399,12 @@ def _vector_norm(b: Bound, s: Shapes) -> Spec:
     dims = b["dim"]
     if b["ord"] is None or (dims is not None and len(ints(dims)) == 1 and not isinstance(b["ord"], str)):
         return _reduce("norm")(b, s)
-    return Spec("aten.linalg_norm (of matrices)", tensors(b))
+    return whole("aten.linalg_norm", "takes a norm of whole matrices", b)
 
 
 def _difference(b: Bound, s: Shapes) -> Spec:
     if b["prepend"] is not None or b["append"] is not None:
-        return Spec("aten.diff (with ends)", tensors(b))
+        return whole("aten.diff", "appends to the axis that it takes differences along", b)
     return _ordered(b, s)
 
 
@@ -383,7 +414,7 @@ def _stacked(rank: int, dim: int) -> Entry:
     def entry(b: Bound, s: Shapes) -> Spec:
         given = list(b["tensors"])
         if any(s.rank(t) < rank for t in given):
-            return Spec("aten stack (of vectors)", tensors(b))
+            return whole("aten.stack", "gives vectors new axes before it joins them", b)
         return Spec("concat", given, {"dim": dim})
 
     return entry
@@ -391,7 +422,11 @@ def _stacked(rank: int, dim: int) -> Entry:
 
 def _view(b: Bound, s: Shapes) -> Spec:
     """A view as another dtype shows the bits of numbers."""
-    return Spec("aten.view (as another dtype)", tensors(b)) if "dtype" in b else _reshape(b, s)
+    return (
+        whole("aten.view", "shows the bits of numbers as another dtype", b)
+        if "dtype" in b
+        else _reshape(b, s)
+    )
 
 
 TABLE: dict[str, Entry] = {
@@ -408,9 +443,12 @@ TABLE: dict[str, Entry] = {
     **dict.fromkeys(_ORDERED, _ordered),
     "max": _extremum("amax"),
     "min": _extremum("amin"),
+    "median": _extremum("median"),
+    "nanmedian": _extremum("nanmedian"),
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _conv),
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _conv_transpose),
     "convolution": _convolution,
+    "_convolution": _convolution,
     "linear": same("linear", "input", "weight", "bias"),
     "matmul": same("matmul", "self", "other"),
     "mm": same("matmul", "self", "mat2"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sparsecc.fx.spec import Bound, Entry, Shapes, Spec, elementwise, operand, same, tensors, words
+from sparsecc.fx.spec import Bound, Entry, Shapes, Spec, elementwise, operand, same, whole, words
 
 
 def _layer_norm(b: Bound, s: Shapes) -> Spec:
@@ -24,7 +24,7 @@ def _group_norm(b: Bound, _: Shapes) -> Spec:
 
 def _running(b: Bound, _: Shapes) -> Spec:
     if b.get("training"):
-        return Spec("aten.native_batch_norm (training)", tensors(b))
+        return whole("aten.native_batch_norm", "updates its statistics (training mode)", b)
     return Spec("batch_norm", [b[n] for n in words("input weight bias running_mean running_var")])
 
 
@@ -54,11 +54,6 @@ def _pool(count: int) -> Entry:
     return entry
 
 
-def _convolution(b: Bound, _: Shapes) -> Spec:
-    name = "conv_transpose" if b["transposed"] else "conv"
-    return Spec(name, (b["input"], b["weight"], b["bias"]), {"groups": b["groups"]})
-
-
 _SPLITS = ("unsafe_split", "unsafe_split_with_sizes", "split_copy", "split_with_sizes_copy", "unsafe_chunk")
 
 TABLE: dict[str, Entry] = {
@@ -78,7 +73,6 @@ TABLE: dict[str, Entry] = {
     "_adaptive_avg_pool3d": _pool(3),
     "_upsample_nearest_exact3d": _pool(3),
     **dict.fromkeys([f"_upsample_{m}2d_aa" for m in ("bilinear", "bicubic", "lanczos")], _pool(2)),
-    "_convolution": _convolution,
     "_prelu_kernel": elementwise,
     "log_sigmoid_forward": elementwise,
     "native_channel_shuffle": same("channel_shuffle", "self", groups="groups"),

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
-from sparsecc.fx.spec import Bound, Entry, Shapes, Spec, operand, tensors
+from sparsecc.fx.spec import Bound, Entry, Shapes, Spec, operand, tensors, whole
 
 _MASKS = (torch.bool, torch.uint8)
 
@@ -64,10 +64,10 @@ def _scatter(b: Bound, s: Shapes) -> Spec:
 
 def _take_along(b: Bound, s: Shapes) -> Spec:
     if b["dim"] is None:
-        return Spec("aten.take_along_dim (of everything)", tensors(b))
+        return whole("aten.take_along_dim", "takes positions of everything in a row", b)
     ours, theirs = s.of(b["self"]), s.of(b["indices"])
     if any(a != c for d, (a, c) in enumerate(zip(ours, theirs, strict=True)) if d != b["dim"] % len(ours)):
-        return Spec("aten.take_along_dim (broadcast)", tensors(b))
+        return whole("aten.take_along_dim", "repeats its indices along an axis", b)
     return Spec("gather_elements", (b["self"], b["indices"]), {"dim": b["dim"]})
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from sparsecc.fx.spec import Bound, Entry, Shapes, Spec, elementwise, ints, same, tensors
+from sparsecc.fx.spec import Bound, Entry, Shapes, Spec, elementwise, ints, same, tensors, whole
 
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
@@ -24,7 +24,7 @@ def _inner(b: Bound, s: Shapes) -> Spec:
 def _vecdot(b: Bound, s: Shapes) -> Spec:
     x, y = b["x"], b["y"]
     if b["dim"] != -1:
-        return Spec("aten.linalg_vecdot (along another axis)", tensors(b))
+        return whole("aten.linalg_vecdot", "multiplies along an axis that is not the last", b)
     return Spec("einsum", (x, y), {"equation": "...z,...z->..."})
 
 
@@ -43,7 +43,7 @@ def _tensordot(b: Bound, s: Shapes) -> Spec:
 def _multi_dot(b: Bound, s: Shapes) -> Spec:
     matrices = list(b["tensors" if "tensors" in b else "matrices"])
     if any(s.rank(m) != 2 for m in matrices):
-        return Spec("aten.linalg_multi_dot (with vectors)", tensors(b))
+        return whole("aten.linalg_multi_dot", "multiplies vectors with matrices", b)
     terms = ",".join(_LETTERS[i : i + 2] for i in range(len(matrices)))
     return Spec("einsum", matrices, {"equation": f"{terms}->a{_LETTERS[len(matrices)]}"})
 
@@ -81,7 +81,7 @@ def _loss(b: Bound, s: Shapes) -> Spec:
 def _weighted_loss(b: Bound, s: Shapes) -> Spec:
     if b["reduction"] == 0:
         return elementwise(b, s)
-    return Spec("aten loss (reduced)", tensors(b))
+    return whole("aten.binary_cross_entropy", "averages with weights", b)
 
 
 def _along(b: Bound, s: Shapes) -> Spec:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sparsecc.fx.spec import Bound, Entry, Shapes, Spec, ints, operand, same, tensors, words
+from sparsecc.fx.spec import Bound, Entry, Shapes, Spec, ints, operand, same, tensors, whole, words
 
 
 def _whole(b: Bound, s: Shapes, dims: Sequence[int]) -> Spec:
@@ -99,6 +99,16 @@ def _unpool(spatial: int) -> Entry:
 
 _FAKE = ("self", "scale", "zero_point")
 
+
+def _matrix_norm(b: Bound, s: Shapes) -> Spec:
+    """Frobenius' norm is that of the entries; the others need every entry of the matrix."""
+    if b["ord"] != "fro":
+        return whole("aten.linalg_matrix_norm", "takes a norm of whole matrices", b)
+    rank = s.rank(b["self"])
+    attrs = {"kind": "norm", "dims": [d % rank for d in b["dim"]], "keepdim": b["keepdim"]}
+    return Spec("reduce", (b["self"],), attrs)
+
+
 TABLE: dict[str, Entry] = {
     **dict.fromkeys(words("fft_fft fft_ifft fft_rfft fft_irfft fft_hfft fft_ihfft"), _one_dim),
     **dict.fromkeys(
@@ -110,6 +120,7 @@ TABLE: dict[str, Entry] = {
         ),
         _some_dims,
     ),
+    "linalg_matrix_norm": _matrix_norm,
     "stft": _stft,
     "istft": _istft,
     **dict.fromkeys(("unfold", "unfold_copy"), _windowed),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -65,10 +66,22 @@ class Shapes:
 _PRIMES = (1009, 1013, 1019, 1021, 1031, 1033, 1039, 1049, 1051, 1061, 1063, 1069)
 
 
+#: what ``Bound`` calls the node itself, which is no argument
+NODE = "node"
+
+
+def results_read(b: Bound) -> set[int]:
+    """Places of the results, of an operator with several, that some other node reads."""
+    users = [u for u in b[NODE].users if u.users or u.target is not operator.getitem]
+    return {u.args[1] for u in users} if all(u.target is operator.getitem for u in users) else set(range(9))
+
+
 def tensors(bound: Bound) -> list[Node]:
     """Every tensor argument, in order."""
     found: list[Node] = []
-    for value in bound.values():
+    for name, value in bound.items():
+        if name == NODE:
+            continue
         for leaf in value if isinstance(value, (list, tuple)) else (value,):
             if isinstance(leaf, Node) and isinstance(leaf.meta.get("val"), torch.Tensor):
                 found.append(leaf)
@@ -94,6 +107,11 @@ def words(text: str) -> list[str]:
 def elementwise(b: Bound, _: Shapes) -> Spec:
     """Every tensor argument, broadcast."""
     return Spec("elementwise", tensors(b))
+
+
+def whole(op: str, why: str, b: Bound) -> Spec:
+    """A use of an operator that no rule covers: every axis that it touches stays, and ``why`` is reported."""
+    return Spec(op, tensors(b), {"why": why})
 
 
 def same(op: str, *names: str, **attrs: str) -> Entry:

@@ -127,7 +127,7 @@ def _layer_norm(
         shape[dim] = -1
         weight = weight * torch.from_numpy(keep.astype(np.float64)).to(x.dtype).reshape(shape)
     y, *statistics = _standardised(x, weight, dims, call.attrs)
-    return (_affine(y, operands), *_put_out(call, statistics))
+    return (_affine(y, operands).contiguous(), *_put_out(call, statistics))
 
 
 def _standardised(
