@@ -23,6 +23,11 @@ Outputs = list[Any]
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
+def real(y: Any) -> Any:
+    """A complex tensor as pairs of real numbers, anything else as it is."""
+    return torch.view_as_real(y.resolve_conj()) if isinstance(y, torch.Tensor) and y.is_complex() else y
+
+
 @dataclass(frozen=True)
 class NodeCheck:
     """One operator of the result against the masked original, fed with the same activations."""

@@ -6,6 +6,7 @@ from sparsecc.axes import (
     elementwise,
     fused,
     heads,
+    indexing,
     layout,
     linear,
     norm,
@@ -13,6 +14,8 @@ from sparsecc.axes import (
     recurrent,
     reduce,
     scatter,
+    signal,
+    similarity,
 )
 from sparsecc.axes.analysis import Analysis, Frozen, Group
 from sparsecc.axes.registry import RULES, rule
@@ -23,6 +26,7 @@ _FAMILIES = (
     elementwise,
     fused,
     heads,
+    indexing,
     layout,
     linear,
     norm,
@@ -30,6 +34,8 @@ _FAMILIES = (
     recurrent,
     reduce,
     scatter,
+    signal,
+    similarity,
 )
 
 __all__ = ["RULES", "Analysis", "Frozen", "Group", "rule"]

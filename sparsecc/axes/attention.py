@@ -9,8 +9,8 @@ from sparsecc.graph import Call
 
 
 @rule("attention")
-def attention(s: Solver, c: Call) -> list[Term]:
-    """q[*,H,L,E] k[*,Hk,S,E] v[*,Hk,S,F] mask[*,L,S] -> y[*,H,L,F]
+def attention(s: Solver, c: Call) -> list[list[Term]]:
+    """q[*,H,L,E] k[*,Hk,S,E] v[*,Hk,S,F] mask[*,L,S] -> y[*,H,L,F] (and sums[*,H,L] or weights[*,H,L,S])
 
     The default scale 1/sqrt(E) is read from the tensor at run time, so it is pinned.
     """
@@ -40,4 +40,6 @@ def attention(s: Solver, c: Call) -> list[Term]:
     if c.attrs["scale"] is None:
         s.pin(c, "scale", resolve(q[-1]).size ** -0.5, q[-1])
     s.attentions.append(Attention(tuple(batch), q[-1], v[-1]))
-    return [*batch, q[-2], v[-1]]
+    rows = [*batch, q[-2]]
+    weights = [*rows, k[-2]]
+    return [[*rows, v[-1]], *(weights[: len(o.shape)] for o in c.outputs[1:])]

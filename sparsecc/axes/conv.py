@@ -25,7 +25,7 @@ def conv(s: Solver, c: Call) -> list[Term]:
         s.size(c, "groups", (ours[0],))
     if channels != groups:
         s.contract(c, 0, at)
-    return _finish(s, c, x[:at], w, w[0])
+    return _finish(s, c, x, w, w[0])
 
 
 @rule("conv_transpose")
@@ -43,13 +43,20 @@ def conv_transpose(s: Solver, c: Call) -> list[Term]:
         out = product([lead, w[1]])
     if channels != groups:
         s.contract(c, 0, at)
-    return _finish(s, c, x[:at], w, out)
+    return _finish(s, c, x, w, out)
 
 
-def _finish(s: Solver, c: Call, batch: tuple[Term, ...], w: tuple[Term, ...], out: Term) -> list[Term]:
+def _finish(s: Solver, c: Call, x: tuple[Term, ...], w: tuple[Term, ...], out: Term) -> list[Term]:
+    """Spatial axes stay whole, unless ``attrs['pointwise']`` says that no position meets another one."""
     for term in w[2:]:
         s.freeze(term, "kernel", "slides its kernel along this axis")
     if s.has(c, 2):
         s.equal(s.of(c, 2)[0], out)
-    spatial = c.outputs[0].shape[len(batch) + 1 :]
-    return [*batch, out, *(s.frozen(n, "spatial", "puts out this spatial axis") for n in spatial)]
+    at = len(x) - len(w) + 1
+    pointwise = c.attrs.get("pointwise", (False,) * len(w[2:]))
+    spatial: list[Term] = []
+    for term, size, alone in zip(x[at + 1 :], c.outputs[0].shape[at + 1 :], pointwise, strict=True):
+        if not alone:
+            s.freeze(term, "spatial", "slides its kernel along this axis")
+        spatial.append(term if alone else s.frozen(size, "spatial", "puts out this spatial axis"))
+    return [*x[:at], out, *spatial]

@@ -369,6 +369,15 @@ def resize(s: Solver, c: Call) -> list[Term]:
     return out
 
 
+@rule("measured")
+def measured(s: Solver, c: Call) -> list[list[Term]]:
+    """x[*] -> no tensor; the sizes of ``attrs['dims']`` become numbers that the model computes with"""
+    x = s.of(c, 0)
+    for dim in c.attrs["dims"]:
+        s.freeze(x[dim], "sizes", "computes with the size of this axis")
+    return []
+
+
 @rule("shape_of")
 def shape_of(s: Solver, c: Call) -> list[list[Term]]:
     """x[*] -> sizes; who reads them is told by the graph's reader"""

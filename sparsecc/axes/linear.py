@@ -50,6 +50,15 @@ def addmm(s: Solver, c: Call) -> list[Term]:
     return s.broadcast(c, [(*batch, a[-2], b[-1]), bias], c.outputs[0].shape)
 
 
+@rule("affine_vector")
+def affine_vector(s: Solver, c: Call) -> list[Term]:
+    """bias[M] a[M,K] x[K] -> y[M]"""
+    bias, a, x = s.of(c, 0), s.of(c, 1), s.of(c, 2)
+    s.equal(a[1], x[0])
+    s.contract(c, 1, 1)
+    return s.broadcast(c, [(a[0],), bias], c.outputs[0].shape)
+
+
 @rule("gemm")
 def gemm(s: Solver, c: Call) -> list[Term]:
     """a[M,K] b[K,N] c[M,N], either transposed -> y[M,N]"""

@@ -7,11 +7,9 @@ from collections.abc import Sequence
 from sparsecc.axes.conv import conv
 from sparsecc.axes.layout import mixed
 from sparsecc.axes.registry import rule
-from sparsecc.axes.solver import Axes, Solver
+from sparsecc.axes.solver import Solver
 from sparsecc.axes.terms import Term, resolve
 from sparsecc.graph import Call
-
-_LOOKS_UP = ("indexed", "looks up positions of this axis")
 
 
 @rule("opaque")
@@ -33,36 +31,6 @@ def mixed_by(s: Solver, c: Call) -> list[list[Term]]:
             s.freeze(term, "position", "tells what becomes of single positions")
     out: list[list[Term]] = mixed(s, c)
     return out
-
-
-@rule("gather_elements")
-def gather_elements(s: Solver, c: Call) -> list[Term]:
-    """x[*K,D] indices[*K,I] -> y[*K,I], entries looked up along D"""
-    x, indices = s.of(c, 0), s.of(c, 1)
-    _beside(s, x, indices, c.attrs["dim"] % len(x))
-    return list(indices)
-
-
-@rule("scatter_elements")
-def scatter_elements(s: Solver, c: Call) -> list[Term]:
-    """x[*K,D] indices[*K,I] updates[*K,I] -> y[*K,D], entries written along D"""
-    x, indices, updates = s.of(c, 0), s.of(c, 1), s.of(c, 2)
-    dim = c.attrs["dim"] % len(x)
-    _beside(s, x, indices, dim)
-    for mine, theirs in zip(indices, updates, strict=True):
-        s.equal(mine, theirs)
-    s.freeze(x[dim], "indexed", "writes to positions of this axis")
-    return list(x)
-
-
-def _beside(s: Solver, x: Axes, indices: Axes, dim: int) -> None:
-    """Axes beside the one that is indexed run along; where indices cover only a part they stay."""
-    for d, (mine, theirs) in enumerate(zip(x, indices, strict=True)):
-        if d != dim and resolve(mine).size == resolve(theirs).size:
-            s.equal(mine, theirs)
-        else:
-            s.freeze(mine, *_LOOKS_UP)
-            s.freeze(theirs, *_LOOKS_UP)
 
 
 @rule("scatter_nd")

@@ -246,7 +246,8 @@ class Solver:
         function = RULES.get(call.op)
         outputs: Sequence[Sequence[Term]] | None = None
         if function is None:
-            self.give_up(call, "unknown operator", unknown_operator(call))
+            kind = "frozen operator" if "why" in call.attrs else "unknown operator"
+            self.give_up(call, kind, unknown_operator(call))
         else:
             try:
                 result = function(self, call)
@@ -300,7 +301,9 @@ def known_integers(view: View, value: Value) -> npt.NDArray[np.int64] | None:
 
 
 def unknown_operator(call: Call) -> str:
-    """The message for an operator without a rule, which says how to add one."""
+    """The message for an operator without a rule: why, or how to add one."""
+    if "why" in call.attrs:
+        return f"{call.attrs['why']}, so every axis that it touches stays whole"
     return (
         "has no axis rule, so every axis that it touches stays whole; "
         f"add one with @sparsecc.axes.rule({call.op!r})"

@@ -288,8 +288,9 @@ def _raised_at(error: BaseException) -> str:
 
 
 def _program(exported: ExportedProgram, module: torch.nn.Module | None, notes: list[str]) -> Program:
-    signature = exported.graph_signature
     _refuse_vmap(exported.graph)
+    exported = _with_casts(exported)
+    signature = exported.graph_signature
     owner = torch.fx.GraphModule(exported.graph_module, inlined(exported.graph_module))
     named = {
         **signature.inputs_to_parameters,
@@ -366,14 +367,29 @@ def find_ties(tensors: Mapping[str, torch.Tensor]) -> dict[str, str]:
 
 _PLAIN = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
 
-_REGIONS = ("wrap_with_set_grad_enabled", "wrap_with_autocast")
+_GRADIENTS, _AUTOCAST = "wrap_with_set_grad_enabled", "wrap_with_autocast"
+
+
+def _with_casts(exported: ExportedProgram) -> ExportedProgram:
+    """The program with the casts of its autocast regions written out; itself where none of them casts."""
+    if not any(_casts(node) for node in exported.graph.nodes):
+        return exported
+    with warnings.catch_warnings(), _silent():
+        warnings.simplefilter("ignore")
+        found: ExportedProgram = exported.run_decompositions({})
+        return found
+
+
+def _casts(node: torch.fx.Node) -> bool:
+    return _called(node) == _AUTOCAST and bool(node.args[2])
+
+
+def _called(node: torch.fx.Node) -> str:
+    return getattr(node.target, "__name__", "") if node.op == "call_function" else ""
 
 
 def inlined(module: torch.fx.GraphModule) -> torch.fx.Graph:
-    """A copy of the graph in which regions that only switch gradients off are part of the whole.
-
-    Autocast regions are kept: they change dtypes, and are read as unknown operators.
-    """
+    """A copy of the graph in which regions without gradients or without autocast are part of the whole."""
     out = torch.fx.Graph()
     env: dict[torch.fx.Node, Any] = {}
 
@@ -381,9 +397,10 @@ def inlined(module: torch.fx.GraphModule) -> torch.fx.Graph:
         for node in source.graph.nodes:
             if node.op == "output":
                 return torch.fx.map_arg(node.args[0], lambda n: env[n])
-            body = _grad_region(source, node)
+            if node in env:  # a hole of a region, which has its value from outside
+                continue
+            body, operands = _region(source, node)
             if body is not None:
-                _, _, *operands = node.args
                 holes = [n for n in body.graph.nodes if n.op == "placeholder"]
                 values = [env[o] if isinstance(o, torch.fx.Node) else o for o in operands]
                 env[node] = splice(body, dict(zip(holes, values, strict=True)))
@@ -402,14 +419,16 @@ def inlined(module: torch.fx.GraphModule) -> torch.fx.Graph:
     return out
 
 
-def _grad_region(source: torch.fx.GraphModule, node: torch.fx.Node) -> torch.fx.GraphModule | None:
-    if node.op != "call_function" or getattr(node.target, "__name__", "") != _REGIONS[0]:
-        return None
-    body = node.args[1]
-    if not isinstance(body, torch.fx.Node):
-        return None
-    found = getattr(source, str(body.target), None)
-    return found if isinstance(found, torch.fx.GraphModule) else None
+def _region(
+    source: torch.fx.GraphModule, node: torch.fx.Node
+) -> tuple[torch.fx.GraphModule | None, list[Any]]:
+    """The body and the operands of a region that computes what its operators do."""
+    place = {_GRADIENTS: 1, _AUTOCAST: 4}.get(_called(node))
+    if place is None or _casts(node):
+        return None, []
+    body = node.args[place]
+    found = getattr(source, str(body.target), None) if isinstance(body, torch.fx.Node) else None
+    return (found, list(node.args[place + 1 :])) if isinstance(found, torch.fx.GraphModule) else (None, [])
 
 
 def _picks_inlined(node: torch.fx.Node, env: Mapping[torch.fx.Node, Any]) -> bool:

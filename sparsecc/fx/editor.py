@@ -229,6 +229,8 @@ def _replace(node: Node, bound: dict[str, Any], argument: str, value: Any) -> No
 _ATTRIBUTES: tuple[tuple[str, str, Callable[[Node, dict[str, Any], str, Any], None]], ...] = (
     ("groups", "groups", _replace),
     ("groups", "num_groups", _replace),
+    ("groups", "group", _replace),
+    ("channels", "C", _replace),
     ("normalized_shape", "normalized_shape", _replace),
     ("repeats", "repeats", _replace),
     ("scale", "scale", _replace),

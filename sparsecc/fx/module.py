@@ -453,9 +453,10 @@ def _compare_literals(plan: Node, new: Node) -> None:
     want, have = bind(plan), bind(new)
     for name in want.keys() - _SIZES:
         for ours, theirs in zip(_leaves(want[name]), _leaves(have[name]), strict=False):
-            if isinstance(ours, Node) or isinstance(theirs, Node):
+            ours, theirs = _number(ours), _number(theirs)
+            if ours is None or theirs is None:
                 continue
-            if name == "start" and isinstance(theirs, int) and theirs < 0:
+            if name == "start" and "self" in have and isinstance(theirs, int) and theirs < 0:
                 theirs += have["self"].meta["val"].shape[have["dim"]]
             if ours != theirs:
                 raise Diverged(
@@ -463,6 +464,21 @@ def _compare_literals(plan: Node, new: Node) -> None:
                     f"{new.name} has {name}={theirs}, which the class computes from a width, "
                     f"instead of {ours}",
                 )
+
+
+_ABSENT = object()
+
+
+def _number(value: Any) -> Any:
+    """A literal, or the number that a node computes from sizes; None for tensors and unknown numbers."""
+    if value is None:
+        return _ABSENT
+    if not isinstance(value, Node):
+        return value
+    computed = value.meta.get("val")
+    if isinstance(computed, (torch.SymInt, torch.SymFloat, torch.SymBool)):
+        return computed.node.hint if computed.node.has_hint() else None
+    return computed if isinstance(computed, (int, float)) else None
 
 
 def _leaves(value: Any) -> list[Any]:

@@ -8,109 +8,66 @@ unknown operator, and freezes.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.fx import Node
 
-
-class Spec(NamedTuple):
-    """A canonical call without its names: operands are FX nodes or None."""
-
-    op: str
-    operands: Sequence[Node | None]
-    attrs: dict[str, Any] = {}  # noqa: RUF012
-
-
-Bound = dict[str, Any]
-Entry = Callable[[Bound, "Shapes"], Spec]
-
-
-class Shapes:
-    """Representative sizes of FX values."""
-
-    def __init__(self) -> None:
-        self._cache: dict[Any, int] = {}
-        self._symbols: dict[Any, int] = {}
-
-    def size(self, value: Any) -> int:
-        """A size as a number: every symbol stands for a prime of its own."""
-        if isinstance(value, int):
-            return value
-        expression = value.node.expr
-        if expression not in self._cache:
-            for symbol in sorted(expression.free_symbols, key=str):
-                self._symbols.setdefault(symbol, _PRIMES[len(self._symbols) % len(_PRIMES)])
-            self._cache[expression] = int(expression.xreplace(self._symbols))
-        return self._cache[expression]
-
-    def shape(self, value: Any) -> tuple[int, ...]:
-        """Representative shape of a fake tensor."""
-        return tuple(n if isinstance(n, int) else self.size(n) for n in value.shape)
-
-    def example(self, value: Any) -> tuple[int, ...]:
-        """Shape of a fake tensor for the example input."""
-        return tuple(n if isinstance(n, int) else int(n.node.hint or self.size(n)) for n in value.shape)
-
-    def of(self, node: Node) -> tuple[int, ...]:
-        """Representative shape of a node's single result."""
-        return self.shape(node.meta["val"])
-
-    def rank(self, node: Node) -> int:
-        """Number of axes of a node's result."""
-        return len(node.meta["val"].shape)
-
-    def argument(self, value: Any) -> Any:
-        """An int, a symbolic int or a node that computes one, as a number."""
-        if isinstance(value, Node):
-            value = value.meta["val"]
-        return value if isinstance(value, (int, float)) or value is None else self.size(value)
-
-
-_PRIMES = (1009, 1013, 1019, 1021, 1031, 1033, 1039, 1049, 1051, 1061, 1063, 1069)
-
-
-def tensors(bound: Bound) -> list[Node]:
-    """Every tensor argument, in order."""
-    found: list[Node] = []
-    for value in bound.values():
-        for leaf in value if isinstance(value, (list, tuple)) else (value,):
-            if isinstance(leaf, Node) and isinstance(leaf.meta.get("val"), torch.Tensor):
-                found.append(leaf)
-    return found
-
-
-def _elementwise(b: Bound, _: Shapes) -> Spec:
-    return Spec("elementwise", tensors(b))
+from sparsecc.fx import ops_decomposed, ops_indexing, ops_products, ops_signal
+from sparsecc.fx.ops_indexing import index_many
+from sparsecc.fx.spec import (
+    Bound,
+    Entry,
+    Shapes,
+    Spec,
+    elementwise,
+    ints,
+    operand,
+    results_read,
+    same,
+    tensors,
+    whole,
+    words,
+)
 
 
 def _first(b: Bound, _: Shapes) -> Spec:
     return Spec("elementwise", tensors(b)[:1])
 
 
-def _conv(b: Bound, _: Shapes) -> Spec:
-    return Spec("conv", (b["input"], b["weight"], b["bias"]), {"groups": b["groups"]})
+def _conv(b: Bound, s: Shapes) -> Spec:
+    return Spec("conv", (b["input"], b["weight"], b["bias"]), _sliding(b, s))
 
 
-def _conv_transpose(b: Bound, _: Shapes) -> Spec:
-    return Spec("conv_transpose", (b["input"], b["weight"], b["bias"]), {"groups": b["groups"]})
+def _conv_transpose(b: Bound, s: Shapes) -> Spec:
+    return Spec("conv_transpose", (b["input"], b["weight"], b["bias"]), _sliding(b, s))
 
 
-def _convolution(b: Bound, _: Shapes) -> Spec:
-    name = "conv_transpose" if b["transposed"] else "conv"
-    return Spec(name, (b["input"], b["weight"], b["bias"]), {"groups": b["groups"]})
+def _convolution(b: Bound, s: Shapes) -> Spec:
+    return _conv_transpose(b, s) if b["transposed"] else _conv(b, s)
 
 
-def _source(b: Bound) -> Node:
-    """The tensor that an operator works on, whatever its schema calls it."""
-    found: Node = b["self"] if "self" in b else b["input"]
-    return found
+def _sliding(b: Bound, s: Shapes) -> dict[str, Any]:
+    """Groups, and the spatial axes along which the kernel has one position and every one is read once."""
+    kernel = s.of(b["weight"])[2:]
+    strides, paddings = (_a_dim(b[n], len(kernel)) for n in ("stride", "padding"))
+    alone = [k == 1 and st == 1 and p == 0 for k, st, p in zip(kernel, strides, paddings, strict=True)]
+    grows = any(ints(b.get("output_padding", 0)))
+    return {"groups": s.argument(b["groups"]), "pointwise": [a and not grows for a in alone]}
+
+
+def _a_dim(value: Any, count: int) -> list[Any]:
+    """One entry a spatial axis; padding by name pads nothing where the kernel has one position."""
+    if isinstance(value, str):
+        return [0] * count
+    found = ints(value)
+    return found * count if len(found) == 1 else found
 
 
 def _reduce(kind: str) -> Entry:
     def entry(b: Bound, s: Shapes) -> Spec:
-        x = _source(b)
+        x = operand(b)
         rank = s.rank(x)
         dims = b.get("dim")
         dims = [dims] if isinstance(dims, int) else list(dims or range(rank))
@@ -122,18 +79,20 @@ def _reduce(kind: str) -> Entry:
 
 
 def _ordered(b: Bound, s: Shapes) -> Spec:
-    x = _source(b)
+    x = operand(b)
     dim = b.get("dim")
     return Spec("ordered", (x,), {"dims": list(range(s.rank(x))) if dim is None else [dim]})
 
 
 def _extremum(kind: str) -> Entry:
-    """max and min: of two tensors, along an axis (which gives positions too), or of everything."""
+    """max, min, median: of two tensors, of everything, or along an axis (which gives positions too)."""
 
     def entry(b: Bound, s: Shapes) -> Spec:
         if "other" in b:
-            return _elementwise(b, s)
-        return _ordered(b, s) if "dim" in b else _reduce(kind)(b, s)
+            return elementwise(b, s)
+        if "dim" in b and 1 in results_read(b):
+            return _ordered(b, s)
+        return _reduce(kind)(b, s)
 
     return entry
 
@@ -171,14 +130,10 @@ def _matrix_transposed(b: Bound, rank: int) -> list[int | None]:
 
 
 def _moved(b: Bound, rank: int) -> list[int | None]:
-    source = [d % rank for d in _ints(b["source"])]
-    target = [d % rank for d in _ints(b["destination"])]
+    source = [d % rank for d in ints(b["source"])]
+    target = [d % rank for d in ints(b["destination"])]
     rest = iter([d for d in range(rank) if d not in source])
     return [source[target.index(d)] if d in target else next(rest) for d in range(rank)]
-
-
-def _ints(value: Any) -> list[int]:
-    return [value] if isinstance(value, int) else list(value)
 
 
 def _unsqueezed(b: Bound, rank: int) -> list[int | None]:
@@ -189,21 +144,9 @@ def _unsqueezed(b: Bound, rank: int) -> list[int | None]:
 
 def _squeeze(b: Bound, s: Shapes) -> Spec:
     shape = s.of(b["self"])
-    dims = range(len(shape)) if b.get("dim") is None else [d % len(shape) for d in _ints(b["dim"])]
+    dims = range(len(shape)) if b.get("dim") is None else [d % len(shape) for d in ints(b["dim"])]
     source = [d for d in range(len(shape)) if not (d in dims and shape[d] == 1)]
     return Spec("layout", (b["self"],), {"source": source})
-
-
-def _same(op: str, *names: str, **attrs: str) -> Entry:
-    """Operands and attributes straight from the schema."""
-
-    def entry(b: Bound, s: Shapes) -> Spec:
-        values = {
-            k: s.argument(b[v]) if not isinstance(b[v], (list, tuple)) else b[v] for k, v in attrs.items()
-        }
-        return Spec(op, [b.get(n) for n in names], values)
-
-    return entry
 
 
 def _reshape(b: Bound, _: Shapes) -> Spec:
@@ -245,10 +188,10 @@ def _narrow(b: Bound, s: Shapes) -> Spec:
 
 
 def _index(b: Bound, s: Shapes) -> Spec:
-    """x[:, i]: one index tensor anywhere; several are left to the unknown-operator path."""
+    """x[:, i]: one index tensor anywhere; several, and masks, have a rule of their own."""
     places = [d for d, i in enumerate(b["indices"]) if i is not None]
     if len(places) != 1 or b["indices"][places[0]].meta["val"].dtype in (torch.bool, torch.uint8):
-        return Spec("aten.index", tensors(b))
+        return index_many(b, s)
     return Spec("index", (b["self"], b["indices"][places[0]]), {"dim": places[0]})
 
 
@@ -269,22 +212,28 @@ def _spatial(count: int) -> Entry:
     """Pools and resizes the last ``count`` axes."""
 
     def entry(b: Bound, s: Shapes) -> Spec:
-        x = _source(b)
+        x = operand(b)
         return Spec("mixed", (x,), {"kept": list(range(s.rank(x) - count))})
 
     return entry
 
 
 def _roll(b: Bound, s: Shapes) -> Spec:
-    rank, shifts = s.rank(b["self"]), [s.argument(n) for n in _ints(b["shifts"])]
-    dims = [d % rank for d in _ints(b["dims"])]
+    rank, shifts = s.rank(b["self"]), [s.argument(n) for n in ints(b["shifts"])]
+    dims = [d % rank for d in ints(b["dims"])]
     if not dims:  # rolls all elements as one row
         return Spec("mixed", (b["self"],), {"kept": []})
     return Spec("roll", (b["self"],), {"dims": dims, "shifts": shifts})
 
 
+def _rot90(b: Bound, s: Shapes) -> Spec:
+    rank = s.rank(b["self"])
+    dims = [d % rank for d in ints(b["dims"])]
+    return Spec("mixed", (b["self"],), {"kept": [d for d in range(rank) if d not in dims]})
+
+
 def _flip(b: Bound, s: Shapes) -> Spec:
-    return Spec("flip", (b["self"],), {"dims": [d % s.rank(b["self"]) for d in _ints(b["dims"])]})
+    return Spec("flip", (b["self"],), {"dims": [d % s.rank(b["self"]) for d in ints(b["dims"])]})
 
 
 def _triangle(b: Bound, s: Shapes) -> Spec:
@@ -310,10 +259,10 @@ def _group_norm(b: Bound, _: Shapes) -> Spec:
 
 def _batch_norm(b: Bound, s: Shapes) -> Spec:
     if b.get("training"):
-        return Spec("aten.batch_norm (training)", tensors(b))
+        return whole("aten.batch_norm", "updates its statistics (training mode)", b)
     mean, var = b["running_mean"], b["running_var"]
     if mean is None or var is None:
-        return Spec("aten.batch_norm (without running statistics)", tensors(b))
+        return whole("aten.batch_norm", "has no running statistics", b)
     return Spec("batch_norm", (b["input"], b["weight"], b["bias"], mean, var))
 
 
@@ -335,7 +284,7 @@ def _embedding(b: Bound, _: Shapes) -> Spec:
 
 def _repeat_interleave(b: Bound, s: Shapes) -> Spec:
     if b.get("dim") is None or not isinstance(b["repeats"], int):
-        return Spec("aten.repeat_interleave", tensors(b))
+        return whole("aten.repeat_interleave", "repeats each position its own number of times", b)
     return Spec("repeat_interleave", (b["self"],), {"dim": b["dim"]})
 
 
@@ -379,11 +328,7 @@ def _addmm(b: Bound, _: Shapes) -> Spec:
     return Spec("addmm", (b["self"], b[names[0]], b[names[1]]))
 
 
-def _words(text: str) -> list[str]:
-    return text.split()
-
-
-_ELEMENTWISE = _words(
+_ELEMENTWISE = words(
     """
     abs acos acosh add addcdiv addcmul alias asin asinh atan atan2 atanh bitwise_and bitwise_not
     bitwise_or bitwise_xor ceil celu clamp clamp_max clamp_min clone contiguous copy copysign cos cosh
@@ -392,12 +337,23 @@ _ELEMENTWISE = _words(
     isfinite isinf isnan le leaky_relu lerp lift_fresh_copy log log10 log1p log2 log_sigmoid logaddexp
     logical_and logical_not logical_or logical_xor logit lt masked_fill maximum minimum mish mul multiply
     nan_to_num native_dropout ne neg pow reciprocal relu relu6 remainder round rrelu rsqrt rsub selu sgn
-    sigmoid sign silu sin sinc sinh softplus softshrink softsign sqrt square sub subtract tan tanh
-    tanhshrink threshold trunc where xlogy true_divide __and__ __or__ __xor__ __rsub__
-    _assert_tensor_metadata lift_fresh expand_as
+    sigmoid sign silu sin sinc sinh softplus softshrink sqrt square sub subtract tan tanh
+    threshold trunc xlogy true_divide __and__ __or__ __xor__
+    _assert_tensor_metadata lift_fresh expand_as broadcast_tensors
+    absolute arccos arccosh arcsin arcsinh arctan arctan2 arctanh clip digamma fix float_power fmax fmin
+    gcd greater greater_equal i0 igamma igammac isclose isneginf isposinf isreal lcm ldexp less less_equal
+    lgamma logaddexp2 mvlgamma negative nextafter not_equal polygamma positive rad2deg signbit frexp
+    feature_alpha_dropout bitwise_left_shift bitwise_right_shift __lshift__ __rshift__
+    angle complex conj conj_physical imag polar real resolve_conj resolve_neg _conj _conj_physical _neg_view
+    alias_copy detach_copy lift _to_cpu pin_memory
+    special_bessel_j0 special_bessel_j1 special_digamma special_entr special_erf special_erfc special_erfcx
+    special_erfinv special_exp2 special_expit special_expm1 special_gammainc special_gammaincc
+    special_gammaln special_i0 special_i0e special_i1 special_i1e special_log1p special_log_ndtr
+    special_logit special_ndtr special_ndtri special_polygamma special_psi special_round special_sinc
+    special_xlog1py special_xlogy special_zeta
     """
 )
-_FIRST_ONLY = _words(
+_FIRST_ONLY = words(
     """
     to _to_copy type_as zeros_like ones_like full_like empty_like rand_like randn_like fill zero
     """
@@ -417,33 +373,96 @@ _REDUCTIONS = {
     "std_mean": "std",
     "all": "all",
     "any": "any",
+    "aminmax": "aminmax",
+    "count_nonzero": "count_nonzero",
+    "nansum": "nansum",
+    "nanmean": "nanmean",
+    "special_logsumexp": "logsumexp",
+    "frobenius_norm": "norm",
 }
-_ORDERED = _words(
+_ORDERED = words(
     """
-    cumsum cumprod logcumsumexp cummax cummin topk sort argsort argmax argmin msort kthvalue median mode
+    cumsum cumprod logcumsumexp cummax cummin topk sort argsort argmax argmin msort kthvalue mode
     """
 )
 
-_CREATED = _words("zeros ones full empty new_zeros new_ones new_full new_empty scalar_tensor")
-_POSITIONS = _words("arange linspace eye tril_indices triu_indices rand randn randint randperm")
+#: views that have a form that copies
+_COPIED = words(
+    """
+    expand narrow permute select slice squeeze t transpose unbind unsqueeze view view_as_complex view_as_real
+    """
+)
+_CREATED = words("zeros ones full empty new_zeros new_ones new_full new_empty scalar_tensor")
+_POSITIONS = words("arange linspace eye tril_indices triu_indices rand randn randint randperm")
+
+
+def _where(b: Bound, s: Shapes) -> Spec:
+    """With one operand it lists positions."""
+    return elementwise(b, s) if "self" in b else whole("aten.where", "lists positions", b)
+
+
+def _vector_norm(b: Bound, s: Shapes) -> Spec:
+    """Without an order, or along one axis, it is a norm of vectors."""
+    dims = b["dim"]
+    if b["ord"] is None or (dims is not None and len(ints(dims)) == 1 and not isinstance(b["ord"], str)):
+        return _reduce("norm")(b, s)
+    return whole("aten.linalg_norm", "takes a norm of whole matrices", b)
+
+
+def _difference(b: Bound, s: Shapes) -> Spec:
+    if b["prepend"] is not None or b["append"] is not None:
+        return whole("aten.diff", "appends to the axis that it takes differences along", b)
+    return _ordered(b, s)
+
+
+def _stacked(rank: int, dim: int) -> Entry:
+    """hstack and its kin, where no operand gains axes."""
+
+    def entry(b: Bound, s: Shapes) -> Spec:
+        given = list(b["tensors"])
+        if any(s.rank(t) < rank for t in given):
+            return whole("aten.stack", "gives vectors new axes before it joins them", b)
+        return Spec("concat", given, {"dim": dim})
+
+    return entry
+
+
+def _view(b: Bound, s: Shapes) -> Spec:
+    """A view as another dtype shows the bits of numbers."""
+    return (
+        whole("aten.view", "shows the bits of numbers as another dtype", b)
+        if "dtype" in b
+        else _reshape(b, s)
+    )
+
 
 TABLE: dict[str, Entry] = {
-    **dict.fromkeys(_ELEMENTWISE, _elementwise),
+    **ops_decomposed.TABLE,
+    **ops_indexing.TABLE,
+    **ops_products.TABLE,
+    **ops_signal.TABLE,
+    **dict.fromkeys(_ELEMENTWISE, elementwise),
+    "where": _where,
+    "linalg_norm": _vector_norm,
+    "diff": _difference,
     **dict.fromkeys(_FIRST_ONLY, _first),
     **{name: _reduce(kind) for name, kind in _REDUCTIONS.items()},
     **dict.fromkeys(_ORDERED, _ordered),
     "max": _extremum("amax"),
     "min": _extremum("amin"),
+    "median": _extremum("median"),
+    "nanmedian": _extremum("nanmedian"),
     **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _conv),
     **dict.fromkeys(("conv_transpose1d", "conv_transpose2d", "conv_transpose3d"), _conv_transpose),
     "convolution": _convolution,
-    "linear": _same("linear", "input", "weight", "bias"),
-    "matmul": _same("matmul", "self", "other"),
-    "mm": _same("matmul", "self", "mat2"),
-    "bmm": _same("matmul", "self", "mat2"),
-    "mv": _same("matmul", "self", "vec"),
-    "dot": _same("matmul", "self", "tensor"),
-    "vdot": _same("matmul", "self", "other"),
+    "_convolution": _convolution,
+    "linear": same("linear", "input", "weight", "bias"),
+    "matmul": same("matmul", "self", "other"),
+    "mm": same("matmul", "self", "mat2"),
+    "bmm": same("matmul", "self", "mat2"),
+    "mv": same("matmul", "self", "vec"),
+    "dot": same("matmul", "self", "tensor"),
+    "vdot": same("matmul", "self", "other"),
     "addmm": _addmm,
     "baddbmm": _addmm,
     "einsum": lambda b, s: Spec("einsum", list(b["tensors"]), {"equation": b["equation"]}),
@@ -460,40 +479,43 @@ TABLE: dict[str, Entry] = {
     "embedding": _embedding,
     "index_select": lambda b, s: Spec("index", (b["self"], b["index"]), {"dim": b["dim"]}),
     "index": _index,
-    **dict.fromkeys(("view", "reshape", "_unsafe_view", "flatten", "unflatten", "_reshape_alias"), _reshape),
+    "view": _view,
+    **dict.fromkeys(
+        words("reshape _unsafe_view flatten unflatten ravel _reshape_alias _reshape_copy"), _reshape
+    ),
     **dict.fromkeys(("view_as", "reshape_as"), _reshape),
     "pixel_shuffle": _pixel_shuffle,
     "pixel_unshuffle": _pixel_unshuffle,
-    "channel_shuffle": _same("channel_shuffle", "self", groups="groups"),
-    "glu": _same("glu", "self", dim="dim"),
-    "_weight_norm": _same("weight_norm", "v", "g", dim="dim"),
-    "_weight_norm_interface": _same("weight_norm", "v", "g", dim="dim"),
+    "channel_shuffle": same("channel_shuffle", "self", groups="groups"),
+    "glu": same("glu", "self", dim="dim"),
+    "_weight_norm": same("weight_norm", "v", "g", dim="dim"),
+    "_weight_norm_interface": same("weight_norm", "v", "g", dim="dim"),
     "permute": _layout(_permuted),
     **dict.fromkeys(("transpose", "swapaxes", "swapdims"), _layout(_swapped)),
     "t": _layout(_reversed),
     "numpy_T": _layout(_reversed),
-    "mT": _layout(_matrix_transposed),
-    "adjoint": _layout(_matrix_transposed),
-    "movedim": _layout(_moved),
+    **dict.fromkeys(("mT", "mH", "matrix_H", "adjoint"), _layout(_matrix_transposed)),
+    **dict.fromkeys(("movedim", "moveaxis"), _layout(_moved)),
     "unsqueeze": _layout(_unsqueezed),
     "squeeze": _squeeze,
-    **dict.fromkeys(("expand", "broadcast_to"), _same("expand", "self")),
-    "repeat": _same("tile", "self"),
-    "tile": _same("tile", "self"),
+    **dict.fromkeys(("expand", "broadcast_to"), same("expand", "self")),
+    "repeat": same("tile", "self"),
+    "tile": same("tile", "self"),
     "repeat_interleave": _repeat_interleave,
     **dict.fromkeys(("cat", "concat", "concatenate"), _concat),
+    **dict.fromkeys(("vstack", "row_stack"), _stacked(2, 0)),
+    **dict.fromkeys(("hstack", "column_stack"), _stacked(2, 1)),
+    "dstack": _stacked(3, 2),
     "stack": _stack,
-    **dict.fromkeys(
-        ("split", "split_with_sizes", "chunk", "tensor_split"), _same("split", "self", dim="dim")
-    ),
-    "unbind": _same("unbind", "self", dim="dim"),
-    "select": _same("select", "self", dim="dim"),
+    **dict.fromkeys(("split", "split_with_sizes", "chunk", "tensor_split"), same("split", "self", dim="dim")),
+    "unbind": same("unbind", "self", dim="dim"),
+    "select": same("select", "self", dim="dim"),
     "slice": _slice,
     "narrow": _narrow,
     "pad": _pad,
     "constant_pad_nd": _mode_pad("constant"),
     **{f"{mode}_pad{n}d": _mode_pad(mode) for mode in ("reflection", "replication") for n in (1, 2, 3)},
-    **{f"{kind}_pool{n}d": _spatial(n) for kind in ("max", "avg", "adaptive_avg", "lp") for n in (1, 2, 3)},
+    **{f"{kind}_pool{n}d": _spatial(n) for kind in ("max", "avg", "adaptive_avg") for n in (1, 2, 3)},
     **{f"adaptive_max_pool{n}d": _spatial(n) for n in (1, 2, 3)},
     **{f"max_pool{n}d_with_indices": _spatial(n) for n in (1, 2, 3)},
     **{
@@ -504,6 +526,7 @@ TABLE: dict[str, Entry] = {
     **{f"_upsample_{m}": _spatial(n) for m, n in [("nearest_exact1d", 1), ("nearest_exact2d", 2)]},
     "roll": _roll,
     "flip": _flip,
+    "rot90": _rot90,
     "tril": _triangle,
     "triu": _triangle,
     "lstm": _recurrent(4, 2),
@@ -518,6 +541,7 @@ TABLE: dict[str, Entry] = {
     **dict.fromkeys(_POSITIONS, _positions),
     "one_hot": lambda b, s: Spec("positions", ()),
 }
+TABLE |= {f"{name}_copy": TABLE[name] for name in _COPIED}
 
 _BOUND: dict[Any, list[tuple[str, Any]]] = {}
 
@@ -541,7 +565,7 @@ def bind(node: Node) -> Bound:
 _NAMES: dict[Any, str | None] = {}
 
 #: In place these change the shape of their operand, which every other reader of it then sees.
-_OWN_FORM = frozenset(_words("t transpose swapaxes swapdims squeeze unsqueeze"))
+_OWN_FORM = frozenset(words("t transpose swapaxes swapdims squeeze unsqueeze"))
 
 
 def aten_name(target: Any) -> str | None:

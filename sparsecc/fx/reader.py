@@ -13,8 +13,10 @@ from torch.fx import Node
 
 from sparsecc.errors import UnsupportedModel
 from sparsecc.fx.capture import Program, written
-from sparsecc.fx.ops import TABLE, Shapes, aten_name, bind, tensors
+from sparsecc.fx.ops import TABLE, aten_name, bind
+from sparsecc.fx.ops_frozen import FROZEN
 from sparsecc.fx.semantics import ProgramSemantics
+from sparsecc.fx.spec import NODE, Shapes, tensors
 from sparsecc.graph import Call, Value, View
 
 
@@ -104,6 +106,7 @@ class _Reader:
             return
         results = list(fake) if isinstance(fake, (tuple, list)) else [fake]
         if not any(isinstance(r, torch.Tensor) for r in results):
+            self._size(node)
             return
         name = aten_name(node.target)
         entry = TABLE.get(name) if name is not None else None
@@ -111,11 +114,13 @@ class _Reader:
         attrs: dict[str, Any]
         if entry is None:
             op = f"aten.{name}" if name is not None and "." not in name else name or str(node.target)
-            op, operands, attrs = op, _every_tensor(node), {}
+            operands, attrs = _every_tensor(node), {}
+            if name in FROZEN:
+                attrs["why"] = FROZEN[name]
         else:
             try:
-                op, operands, attrs = entry(bind(node), self.shapes)
-            except (KeyError, TypeError, AttributeError, IndexError):
+                op, operands, attrs = entry({**bind(node), NODE: node}, self.shapes)
+            except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, StopIteration):
                 op, operands, attrs = f"aten.{name} (unusual arguments)", _every_tensor(node), {}
         outputs = [
             self._value(node.name if len(results) == 1 else f"{node.name}.{i}", r)
@@ -130,6 +135,50 @@ class _Reader:
         self.calls.append(
             Call(op, node.name, inputs, tuple(outputs), attrs, where(node), node, tuple(operands))
         )
+
+    def _size(self, node: Node) -> None:
+        """A size that is read while the model runs and ends up in numbers stays what it was."""
+        source = node.args[0] if node.args else None
+        if aten_name(node.target) not in ("sym_size", "sym_numel") or source not in self.values:
+            return
+        value = self.values[source]  # type: ignore[index]
+        if value.kind == "node" and _reaches_data(node):
+            dims = [node.args[1]] if len(node.args) > 1 else list(range(len(value.shape)))
+            attrs = {"dims": dims}
+            self.calls.append(Call("measured", node.name, (value,), (), attrs, where(node), node, (source,)))
+
+
+#: arguments that tell how large a result is, not what is in it
+_SIZES = frozenset({"size", "shape", "sizes", "split_size", "split_sizes", "output_size", "implicit"})
+
+
+def _reaches_data(node: Node) -> bool:
+    """Whether a number that is computed from sizes is more than the size of something."""
+    queue, seen = [node], {node}
+    while queue:
+        for user in queue.pop().users:
+            if user.op != "call_function" or user in seen:
+                continue
+            seen.add(user)
+            if getattr(user.target, "_schema", None) is None or not _makes_tensors(user):
+                queue.append(user)
+            elif any(
+                isinstance(n, Node) and n in seen
+                for k, v in bind(user).items()
+                if k not in _SIZES
+                for n in _leaves(v)
+            ):
+                return True
+    return False
+
+
+def _makes_tensors(node: Node) -> bool:
+    fake = node.meta.get("val")
+    return any(isinstance(f, torch.Tensor) for f in (fake if isinstance(fake, (list, tuple)) else [fake]))
+
+
+def _leaves(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def _every_tensor(node: Node) -> list[Node]:

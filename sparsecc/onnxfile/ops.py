@@ -24,7 +24,21 @@ def _first(s: Site) -> Spec:
 
 def _conv(s: Site) -> Spec:
     name = "conv" if s.node.op_type == "Conv" else "conv_transpose"
-    return Spec(name, [0, 1, 2 if s.has(2) else None], {"groups": s.attr("group", 1)})
+    attrs = {"groups": s.attr("group", 1), "pointwise": _pointwise(s)}
+    return Spec(name, [0, 1, 2 if s.has(2) else None], attrs)
+
+
+def _pointwise(s: Site) -> list[bool]:
+    """Spatial axes along which the kernel has one position and every position is read once."""
+    kernel = s.shape(1)[2:]
+    strides, pads = s.attr("strides") or [1] * len(kernel), s.attr("pads") or [0] * 2 * len(kernel)
+    grows = any(s.attr("output_padding") or ()) or "output_shape" in s.attributes
+    return [
+        (size, stride, before, after) == (1, 1, 0, 0) and not grows
+        for size, stride, before, after in zip(
+            kernel, strides, pads[: len(kernel)], pads[len(kernel) :], strict=True
+        )
+    ]
 
 
 def _gemm(s: Site) -> Spec:

@@ -7,7 +7,8 @@ slimmed model is evidence.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +21,8 @@ from sparsecc.graph import Call
 
 Tensors = list[torch.Tensor | None]
 Masks = list[list[Keep | None]]
+#: (operand, dim) -> kept positions
+Pruned = dict[tuple[int, int], Keep]
 Default = Callable[[Tensors], tuple[torch.Tensor, ...]]
 
 
@@ -69,15 +72,13 @@ class Masked:
             results[place] = y
         return tuple(results)
 
-    def _pruned(self, call: Call, facts: Facts, masks: Masks) -> dict[int, Keep]:
-        """Reduced dims of operand 0 that lose positions."""
-        found: dict[int, Keep] = {}
+    def _pruned(self, call: Call, facts: Facts, masks: Masks) -> Pruned:
+        """Reduced dims of operands that lose positions."""
+        found: Pruned = {}
         for index, dim in facts.reductions:
             keep = masks[index][dim] if masks[index] else None
             if keep is not None:
-                if index != 0 and call.op not in _NARROWED:
-                    raise UnsupportedModel(f"{call.describe()} reduces over a pruned axis of operand {index}")
-                found[dim % len(masks[index])] = keep
+                found[index, dim % len(masks[index])] = keep
         return found
 
     def _operand_masks(self, call: Call, operands: Tensors) -> Masks:
@@ -118,20 +119,21 @@ def at_kept(x: torch.Tensor, masks: Sequence[Keep | None]) -> torch.Tensor:
 
 
 def _gathered(
-    call: Call, operands: Tensors, pruned: dict[int, Keep], masks: Masks, default: Default
+    call: Call, operands: Tensors, pruned: Pruned, masks: Masks, default: Default
 ) -> tuple[torch.Tensor, ...]:
-    x = operands[0]
-    assert x is not None
-    for dim, keep in pruned.items():
-        x = x.index_select(dim, torch.from_numpy(np.flatnonzero(keep)))
-    return default([x, *operands[1:]])
+    operands = list(operands)
+    for (index, dim), keep in pruned.items():
+        x = operands[index]
+        assert x is not None
+        operands[index] = x.index_select(dim, torch.from_numpy(np.flatnonzero(keep)))
+    return default(operands)
 
 
 def _scattered(
-    call: Call, operands: Tensors, pruned: dict[int, Keep], masks: Masks, default: Default
+    call: Call, operands: Tensors, pruned: Pruned, masks: Masks, default: Default
 ) -> tuple[torch.Tensor, ...]:
     (y,) = _gathered(call, operands, pruned, masks, default)
-    for dim, keep in pruned.items():
+    for (_, dim), keep in pruned.items():
         y = _spread(y, dim, keep)
     return (y,)
 
@@ -150,24 +152,36 @@ def _weighted_mean(x: torch.Tensor, weight: torch.Tensor, dims: Sequence[int]) -
 
 
 def _layer_norm(
-    call: Call, operands: Tensors, pruned: dict[int, Keep], masks: Masks, default: Default
+    call: Call, operands: Tensors, pruned: Pruned, masks: Masks, default: Default
 ) -> tuple[torch.Tensor, ...]:
     x, dims = operands[0], call.attrs["dims"]
     assert x is not None
     weight = torch.ones([1] * x.dim(), dtype=x.dtype)
-    for dim, keep in pruned.items():
+    for (_, dim), keep in pruned.items():
         shape = [1] * x.dim()
         shape[dim] = -1
         weight = weight * torch.from_numpy(keep.astype(np.float64)).to(x.dtype).reshape(shape)
-    y = _standardised(x, weight, dims, call.attrs)
-    return (_affine(y, operands),)
+    y, *statistics = _standardised(x, weight, dims, call.attrs)
+    return (_affine(y, operands).contiguous(), *_put_out(call, statistics))
 
 
-def _standardised(x: torch.Tensor, weight: torch.Tensor, dims: Sequence[int], attrs: dict) -> torch.Tensor:  # type: ignore[type-arg]
+def _standardised(
+    x: torch.Tensor, weight: torch.Tensor, dims: Sequence[int], attrs: Mapping[str, Any]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The standardised tensor, the mean and one over the deviation."""
     eps = attrs.get("eps")
     eps = torch.finfo(x.dtype).eps if eps is None else eps
-    centred = x if attrs.get("kind") == "rms" else x - _weighted_mean(x, weight, dims)
-    return centred * torch.rsqrt(_weighted_mean(centred * centred, weight, dims) + eps)
+    mean = _weighted_mean(x, weight, dims)
+    centred = x if attrs.get("kind") == "rms" else x - mean
+    scale = torch.rsqrt(_weighted_mean(centred * centred, weight, dims) + eps)
+    return centred * scale, mean, scale
+
+
+def _put_out(call: Call, statistics: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """The statistics that a call puts out beside its result."""
+    count = len(call.outputs) - 1
+    found = zip(statistics[2 - count :], call.outputs[1:], strict=True)
+    return [t.reshape(t.shape[: len(value.shape)]) for t, value in found]
 
 
 def _affine(y: torch.Tensor, operands: Tensors) -> torch.Tensor:
@@ -179,29 +193,30 @@ def _affine(y: torch.Tensor, operands: Tensors) -> torch.Tensor:
 
 
 def _group_norm(
-    call: Call, operands: Tensors, pruned: dict[int, Keep], masks: Masks, default: Default
+    call: Call, operands: Tensors, pruned: Pruned, masks: Masks, default: Default
 ) -> tuple[torch.Tensor, ...]:
     x, groups = operands[0], call.attrs["groups"]
     assert x is not None
-    keep = pruned.get(1)
+    keep = pruned.get((0, 1))
     if keep is None:
         return default(operands)
     grid = x.reshape(x.shape[0], groups, x.shape[1] // groups, -1)
     kept = torch.from_numpy(keep.astype(np.float64)).to(x.dtype).reshape(1, groups, -1, 1)
     empty = kept.sum(2, keepdim=True) == 0  # a removed group: nothing of it is read
-    y = _standardised(grid, torch.where(empty, torch.ones_like(kept), kept), (2, 3), call.attrs)
+    weight = torch.where(empty, torch.ones_like(kept), kept)
+    y, *statistics = _standardised(grid, weight, (2, 3), call.attrs)
+    rest = _put_out(call, statistics)
     shape = [1, -1] + [1] * (x.dim() - 2)
     if call.attrs.get("affine") == "group":
         y = _affine(y, [None, *(None if t is None else t.reshape(1, groups, 1, 1) for t in operands[1:3])])
-        return (y.reshape(x.shape),)
+        return (y.reshape(x.shape), *rest)
     y = y.reshape(x.shape)
-    return (_affine(y, [None, *(None if t is None else t.reshape(shape) for t in operands[1:3])]),)
+    return (_affine(y, [None, *(None if t is None else t.reshape(shape) for t in operands[1:3])]), *rest)
 
 
-_REDUCTIONS: dict[
-    str, Callable[[Call, Tensors, dict[int, Keep], Masks, Default], tuple[torch.Tensor, ...]]
-] = {
+_REDUCTIONS: dict[str, Callable[[Call, Tensors, Pruned, Masks, Default], tuple[torch.Tensor, ...]]] = {
     "reduce": _gathered,
+    "paired_reduce": _gathered,
     "softmax": _scattered,
     "qsoftmax": _scattered,
     "instance_norm": _scattered,

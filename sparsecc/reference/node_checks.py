@@ -25,7 +25,7 @@ from sparsecc.graph import Call, View
 from sparsecc.plan import Bypass
 from sparsecc.reference.masked import at_kept
 from sparsecc.reference.torch_run import Hook, ProgramRunner
-from sparsecc.subject import NodeCheck
+from sparsecc.subject import NodeCheck, real
 
 #: canonical operator -> allowed error in units in the last place of the largest output
 ULPS: dict[str, float] = {
@@ -196,6 +196,9 @@ def compared(
     for (ours, theirs), scale in zip(pairs, scales, strict=True):
         if ours.shape != theirs.shape:
             return NodeCheck(call.describe(), float("inf"), 0.0)
+        if ours.is_complex():
+            ours, theirs = real(ours), real(theirs)
+            scale = scale[..., None] if scale.dim() else scale
         if not ours.is_floating_point():
             if not torch.equal(ours, theirs):
                 return NodeCheck(call.describe(), float("inf"), 0.0)
@@ -232,12 +235,17 @@ def _magnitude(node: Node, call: Call, env: Mapping[Node, Any]) -> list[torch.Te
         return None
     return _run(
         node,
-        {n: v.abs() if isinstance(v, torch.Tensor) and v.is_floating_point() else v for n, v in env.items()},
+        {n: v.abs() if isinstance(v, torch.Tensor) and _is_number(v) else v for n, v in env.items()},
     )
+
+
+def _is_number(v: torch.Tensor) -> bool:
+    return v.is_floating_point() or v.is_complex()
 
 
 def largest(y: torch.Tensor) -> torch.Tensor:
     """The largest finite magnitude, which errors of operators without contractions are relative to."""
+    y = real(y)
     if not y.is_floating_point() or not y.numel():
         return torch.zeros(())
     finite = torch.where(torch.isfinite(y), y, torch.zeros((), dtype=y.dtype))

@@ -93,6 +93,8 @@ class ProgramRunner:
                 return substitutes[n] if n in substitutes else env[n]
 
             args, kwargs = map_arg((node.args, dict(node.kwargs)), value)
+            if self.dtype is not None and _reads_bits(node):
+                return self._cast(node.target(*_as_stored(node, args), **kwargs))  # type: ignore[operator]
             if self.dtype is not None:
                 args, kwargs = self._promote(args), self._promote(kwargs)
             return node.target(*args, **kwargs)  # type: ignore[operator]
@@ -109,6 +111,17 @@ class ProgramRunner:
         if isinstance(value, dict):
             return {k: self._promote(v) for k, v in value.items()}
         return value
+
+
+def _reads_bits(node: Node) -> bool:
+    """A view as another dtype shows how numbers are stored: it needs them as the model stores them."""
+    return node.target is torch.ops.aten.view.dtype
+
+
+def _as_stored(node: Node, args: Any) -> tuple[Any, ...]:
+    """The arguments with the first in the dtype that the graph gives it."""
+    source: Any = node.args[0]
+    return args[0].to(source.meta["val"].dtype), *args[1:]
 
 
 def _last_uses(program: Program) -> dict[Node, list[Node]]:
@@ -156,15 +169,12 @@ def masked_hook(view: View, masked: Masked, bypassed: Mapping[str, str] | None =
                 t if t is None or _is_copy(view, v, around[call.name], producer) else torch.zeros_like(t)
                 for v, t in zip(call.inputs, operands, strict=True)
             ]
-        result: list[Any] = []
 
         def run(new: list[torch.Tensor | None]) -> tuple[torch.Tensor, ...]:
-            result[:] = [default({r: t for r, t in zip(call.refs, new, strict=True) if r is not None})]
-            return tuple(result[0]) if isinstance(result[0], (tuple, list)) else (result[0],)
+            result = default({r: t for r, t in zip(call.refs, new, strict=True) if r is not None})
+            return tuple(result) if isinstance(result, (tuple, list)) else (result,)
 
         outputs = masked(call, operands, run)
-        if result and isinstance(result[0], (tuple, list)):
-            return outputs
-        return outputs[0]
+        return outputs if isinstance(node.meta["val"], (tuple, list)) else outputs[0]
 
     return hook

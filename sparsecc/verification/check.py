@@ -13,7 +13,7 @@ from sparsecc import __version__
 from sparsecc.axes.terms import Keep
 from sparsecc.errors import UnsupportedModel, VerificationFailed
 from sparsecc.plan import Bypass, Plan
-from sparsecc.subject import Applied, Outputs, Subject
+from sparsecc.subject import Applied, Outputs, Subject, real
 from sparsecc.verification.certificate import Certificate, Check
 
 #: largest |a - b| / max |b| of any output, both computed in float64
@@ -48,7 +48,7 @@ def certify(
         flat = {i for i, y in enumerate(wide) if _is_constant(y)}
         constant = flat if constant is None else constant & flat
         if plan.mode == "prune" and not told_apart:
-            told_apart = _differ(subject.original(inputs, torch.float64), wide)
+            told_apart = _differ([real(y) for y in subject.original(inputs, torch.float64)], wide)
     checks += _own_checks(own, subject.step)
     inputs, words = subject.inputs(*runs[-1])
     if plan.mode == "prune":
@@ -73,7 +73,7 @@ def certify(
 def _ran(applied: Applied, inputs: Any, dtype: torch.dtype | None) -> Outputs:
     """The result's outputs; a result that does not run has failed."""
     try:
-        return applied.run(inputs, dtype)
+        return [real(y) for y in applied.run(inputs, dtype)]
     except (RuntimeError, ValueError) as error:
         first = str(error).strip().split("\n")[0]
         raise VerificationFailed(
@@ -95,8 +95,8 @@ def _reference(
     subject: Subject, plan: Plan, kept: Mapping[str, Keep], inputs: Any, dtype: torch.dtype | None
 ) -> Outputs:
     if plan.mode == "slim":
-        return subject.original(inputs, dtype)
-    return subject.masked(plan, kept, inputs, dtype)
+        return [real(y) for y in subject.original(inputs, dtype)]
+    return [real(y) for y in subject.masked(plan, kept, inputs, dtype)]
 
 
 def _status(
