@@ -17,7 +17,7 @@ from benchmarks.zoo import store, table, work
 from benchmarks.zoo.entry import PATHS, SUITES, Entry
 from benchmarks.zoo.entry import Path as GraphPath
 from benchmarks.zoo.measure import DEFECTS, Row
-from benchmarks.zoo.sample import SAMPLE
+from benchmarks.zoo.sample import FLOORS
 from benchmarks.zoo.suites import entries
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -96,7 +96,7 @@ def _wanted(job: Job, suites: Sequence[str], paths: Sequence[str], only: Sequenc
         (not suites or entry.suite in suites)
         and (not paths or path in paths)
         and (not only or any(fnmatch.fnmatchcase(n, p) for n in (entry.name, entry.key) for p in only))
-        and (not sample or path in SAMPLE.get(entry.key, ()))
+        and (not sample or entry.key in FLOORS[path])
     )
 
 

@@ -126,7 +126,7 @@ def measure(entry: Entry, path: Path, *, max_params: int = 150_000_000) -> Row:
     except MemoryError:
         row.outcome, row.message = "memory", "not enough memory"
     except Exception as error:
-        row.outcome, row.message = "crash", f"{stages.stage}: {summary(error)}"
+        row.outcome, row.message = _accident(error), f"{stages.stage}: {summary(error)}"
     stages.begin("")
     row.seconds = stages.seconds
     return row
@@ -139,9 +139,13 @@ def _refusal(error: SparseccError) -> Outcome:
     return "no model" if "itself fails on" in text else "refused"
 
 
+def _accident(error: Exception) -> Outcome:
+    return "memory" if "can't allocate memory" in str(error) else "crash"
+
+
 def summary(error: BaseException) -> str:
     """``TypeError: message (solver.py:12 in equal < layout.py:40 in reshape)``, innermost first."""
-    frames = [f for f in traceback.extract_tb(error.__traceback__) if "/zoo/" not in f.filename][-4:]
+    frames = [f for f in traceback.extract_tb(error.__traceback__) if "benchmarks/zoo" not in f.filename][-4:]
     places = " < ".join(f"{f.filename.rpartition('/')[2]}:{f.lineno} in {f.name}" for f in reversed(frames))
     first = (str(error).strip() or "no message").split("\n")[0][:400]
     return f"{type(error).__name__}: {first} ({places})"

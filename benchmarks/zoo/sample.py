@@ -2,5 +2,7 @@
 
 from __future__ import annotations
 
-#: ``SUITE/NAME`` -> paths
-SAMPLE: dict[str, tuple[str, ...]] = {}
+from benchmarks.zoo.entry import Path
+
+#: path -> ``SUITE/NAME`` -> the least share of the parameters that must go at 50 %
+FLOORS: dict[Path, dict[str, float]] = {"torch": {}, "onnx": {}}

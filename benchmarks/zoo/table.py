@@ -103,8 +103,8 @@ def markdown(rows: Sequence[Row]) -> str:
 
 _HEAD = f"""# The zoo
 
-Public architectures with random weights, pruned at {SPARSITY:.0%} of the positions of every group and verified
-against masked semantics. Written by `make zoo`; `docs/zoo.json` holds the same and more."""
+Public architectures with random weights, pruned at {SPARSITY:.0%} of the positions of every group and
+verified against masked semantics. Written by `make zoo`; `docs/zoo.json` holds the same and more."""
 
 _LEGEND = """\
 `removed` is the share of the parameters that went (medians above), `prunable` the share that would go
