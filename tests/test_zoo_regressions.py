@@ -31,3 +31,21 @@ def test_a_range_with_a_negative_start() -> None:
     result = pruned(NegativeRange(), torch.randn(2, 5, 4))
     assert isinstance(result.model, NegativeRange)
     assert result.model.first.weight.shape == (4, 4)
+
+
+class SpelledRepeat(nn.Module):
+    """Groups of states repeated to heads, with the size of the result said in advance (Mamba-2)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 8), nn.Linear(16, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        repeated = self.first(x).repeat_interleave(2, dim=1, output_size=16)
+        return self.second(repeated.relu())
+
+
+def test_a_repeat_that_spells_its_size() -> None:
+    result = pruned(SpelledRepeat(), torch.randn(2, 4))
+    assert result.model(torch.randn(3, 4)).shape == (3, 3)
+    assert result.report.after["parameters"] < result.report.before["parameters"] / 1.5

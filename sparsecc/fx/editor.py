@@ -233,6 +233,7 @@ _ATTRIBUTES: tuple[tuple[str, str, Callable[[Node, dict[str, Any], str, Any], No
     ("groups", "num_groups", _replace),
     ("normalized_shape", "normalized_shape", _replace),
     ("repeats", "repeats", _replace),
+    ("output_size", "output_size", _replace),
     ("scale", "scale", _replace),
 )
 

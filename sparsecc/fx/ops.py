@@ -335,7 +335,8 @@ def _embedding(b: Bound, _: Shapes) -> Spec:
 def _repeat_interleave(b: Bound, s: Shapes) -> Spec:
     if b.get("dim") is None or not isinstance(b["repeats"], int):
         return Spec("aten.repeat_interleave", tensors(b))
-    return Spec("repeat_interleave", (b["self"],), {"dim": b["dim"]})
+    spelled = isinstance(b.get("output_size"), int)
+    return Spec("repeat_interleave", (b["self"],), {"dim": b["dim"], "spelled": spelled})
 
 
 def _recurrent(gates: int, states: int) -> Entry:
