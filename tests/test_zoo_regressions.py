@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 import sparsecc
+from sparsecc.verification.check import distance
 
 
 def pruned(model: nn.Module, *inputs: torch.Tensor) -> sparsecc.Pruned:
@@ -49,3 +50,26 @@ def test_a_repeat_that_spells_its_size() -> None:
     result = pruned(SpelledRepeat(), torch.randn(2, 4))
     assert result.model(torch.randn(3, 4)).shape == (3, 3)
     assert result.report.after["parameters"] < result.report.before["parameters"] / 1.5
+
+
+class ComplexRotation(nn.Module):
+    """Rotary positions as products of complex numbers (DeepSeek-V2); one output is complex, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(6, 32), nn.Linear(32, 3)
+        angles = torch.rand(40, 1)
+        self.register_buffer("turn", torch.polar(torch.ones_like(angles), angles))
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        pairs = torch.view_as_complex(self.first(x).unflatten(-1, (16, 2)))
+        turned = pairs * self.turn[: x.shape[1]]
+        return self.second(torch.view_as_real(turned).flatten(-2)), turned.mean(-1)
+
+
+def test_complex_values_are_compared_as_numbers() -> None:
+    result = sparsecc.prune(ComplexRotation().eval(), (torch.randn(5, 40, 6),), sparsity=0.5)
+    assert result.certificate.status == "VERIFIED"
+    assert result.subject.original(result.subject.inputs(0, 0)[0], torch.float64)[1].dtype == torch.complex128
+    off = result.subject.original(result.subject.inputs(0, 0)[0], torch.float64)[1]
+    assert distance(off, off + 1e-3j)[0] > 1e-4

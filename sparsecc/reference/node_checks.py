@@ -195,6 +195,8 @@ def compared(
     for (ours, theirs), scale in zip(pairs, scales, strict=True):
         if ours.shape != theirs.shape:
             return NodeCheck(call.describe(), float("inf"), 0.0)
+        if ours.is_complex():
+            ours, theirs, scale = _real(ours), _real(theirs), scale.abs().reshape(*scale.shape, 1)
         if not ours.is_floating_point():
             if not torch.equal(ours, theirs):
                 return NodeCheck(call.describe(), float("inf"), 0.0)
@@ -203,6 +205,11 @@ def compared(
         if worst * bound >= error * allowed:  # the larger share of its bound
             error, bound = worst, allowed
     return NodeCheck(call.describe(), error, bound)
+
+
+def _real(y: torch.Tensor) -> torch.Tensor:
+    """Real and imaginary parts, one beside the other."""
+    return torch.view_as_real(y.resolve_conj())
 
 
 def _kept(value: Any, masks: Any) -> Any:
@@ -229,14 +236,19 @@ def _magnitude(node: Node, call: Call, env: Mapping[Node, Any]) -> list[torch.Te
     """|W| |x|, which errors of contractions are relative to; None for other operators."""
     if call.op not in CONTRACTIONS:
         return None
-    return _run(
-        node,
-        {n: v.abs() if isinstance(v, torch.Tensor) and v.is_floating_point() else v for n, v in env.items()},
-    )
+    return _run(node, {n: _absolute(v) for n, v in env.items()})
+
+
+def _absolute(value: Any) -> Any:
+    if not isinstance(value, torch.Tensor) or not (value.is_floating_point() or value.is_complex()):
+        return value
+    return value.abs().to(value.dtype)
 
 
 def largest(y: torch.Tensor) -> torch.Tensor:
     """The largest finite magnitude, which errors of operators without contractions are relative to."""
+    if y.is_complex():
+        y = y.abs()
     if not y.is_floating_point() or not y.numel():
         return torch.zeros(())
     finite = torch.where(torch.isfinite(y), y, torch.zeros((), dtype=y.dtype))
