@@ -446,6 +446,8 @@ TABLE: dict[str, Entry] = {
     "vdot": _same("matmul", "self", "other"),
     "addmm": _addmm,
     "baddbmm": _addmm,
+    "transformers.grouped_mm_fallback": _same("grouped_matmul", "input", "weight", "offs"),
+    "_grouped_mm": _same("grouped_matmul", "self", "mat2", "offs", "bias"),
     "einsum": lambda b, s: Spec("einsum", list(b["tensors"]), {"equation": b["equation"]}),
     "batch_norm": _batch_norm,
     "layer_norm": _layer_norm,

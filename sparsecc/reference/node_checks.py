@@ -34,7 +34,9 @@ ULPS: dict[str, float] = {
     "ordered": 0, "elementwise": 8, "prelu": 4, "mixed": 64, "batch_norm": 64, "softmax": 64,
 }  # fmt: skip
 _DEFAULT_ULPS = 256.0
-CONTRACTIONS = frozenset({"conv", "conv_transpose", "linear", "matmul", "addmm", "gemm", "einsum"})
+CONTRACTIONS = frozenset(
+    {"conv", "conv_transpose", "linear", "matmul", "addmm", "gemm", "grouped_matmul", "einsum"}
+)
 C = 4.0
 
 Default = Callable[[Mapping[Node, Any]], Any]
