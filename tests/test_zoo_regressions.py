@@ -73,3 +73,40 @@ def test_complex_values_are_compared_as_numbers() -> None:
     assert result.subject.original(result.subject.inputs(0, 0)[0], torch.float64)[1].dtype == torch.complex128
     off = result.subject.original(result.subject.inputs(0, 0)[0], torch.float64)[1]
     assert distance(off, off + 1e-3j)[0] > 1e-4
+
+
+class ReadForItsShape(nn.Module):
+    """A position taken of the width only to learn the length: nobody reads the values (BART)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 8), nn.Linear(8, 3)
+        self.positions = nn.Embedding(20, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.first(x)
+        length = hidden[:, :, -1].shape[1]
+        return self.second(hidden + self.positions(torch.arange(length)))
+
+
+def test_what_nobody_reads_freezes_nothing() -> None:
+    result = pruned(ReadForItsShape(), torch.randn(2, 5, 4))
+    assert isinstance(result.model, ReadForItsShape)
+    assert result.model.first.weight.shape == (4, 4)
+
+
+class Boxes(nn.Module):
+    """Looks up the width of boxes, which must not be negative (LiLT, LayoutLM)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.widths, self.first, self.second = nn.Embedding(50, 6), nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, boxes: torch.Tensor) -> torch.Tensor:
+        hidden = self.widths(boxes[..., 2] - boxes[..., 0])
+        return self.second(self.first(hidden).relu())
+
+
+def test_integer_vectors_are_drawn_whole() -> None:
+    corner = torch.randint(0, 20, (3, 7, 2))
+    pruned(Boxes(), torch.cat([corner, corner + torch.randint(1, 20, (3, 7, 2))], -1))

@@ -133,10 +133,7 @@ def measure(entry: Entry, path: Path, *, max_params: int = 150_000_000) -> Row:
 
 
 def _refusal(error: SparseccError) -> Outcome:
-    text = str(error)
-    if "torch.export cannot trace" in text:
-        return "export failed"
-    return "no model" if "itself fails on" in text else "refused"
+    return "export failed" if "torch.export cannot trace" in str(error) else "refused"
 
 
 def _accident(error: Exception) -> Outcome:

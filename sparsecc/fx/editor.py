@@ -14,7 +14,7 @@ from torch.fx import Graph, Node
 from sparsecc.errors import PlanConflict
 from sparsecc.fx.capture import Program
 from sparsecc.fx.ops import _BOUND, bind
-from sparsecc.fx.sharing import may_alias, written
+from sparsecc.fx.sharing import has_effect, may_alias, written
 from sparsecc.fx.weights import WeightActions
 from sparsecc.plan import Bypass, Plan, SetAttr, SetShape
 
@@ -47,7 +47,7 @@ def edit(program: Program, plan: Plan) -> Program:
             else:
                 _set_attr(target, action)
     _bypass(nodes, list(plan.of(Bypass)))
-    graph.eliminate_dead_code(_effect)
+    graph.eliminate_dead_code(has_effect)
     for name in _dropped(program, graph, weight_of):
         weights.pop(name)
     owner = copy.copy(program.owner)
@@ -62,12 +62,6 @@ def edit(program: Program, plan: Plan) -> Program:
         inputs=[nodes[n].name for n in program.inputs],
         module=None,
     )
-
-
-def _effect(node: Node) -> bool:
-    """Nodes that change something in place stay although nobody reads their result."""
-    schema = getattr(node.target, "_schema", None)
-    return node.op in ("placeholder", "output") or (schema is not None and schema.is_mutable)
 
 
 def _node(nodes: dict[str, Node], name: str) -> Node:
