@@ -25,11 +25,15 @@ class Built:
 
 @dataclass(frozen=True)
 class Entry:
-    """One architecture.  ``build`` makes it with random weights; nothing is imported before."""
+    """One architecture.  ``build`` makes it with random weights; nothing is imported before.
+
+    ``tiny`` models are built without asking first how large they are.
+    """
 
     suite: Suite
     name: str
     build: Callable[[], Built]
+    tiny: bool = False
 
     @property
     def key(self) -> str:

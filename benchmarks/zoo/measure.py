@@ -165,19 +165,14 @@ def _measure(entry: Entry, path: Path, max_params: int, row: Row, stages: Stages
 
 def _built(entry: Entry, max_params: int, row: Row) -> Built:
     torch.manual_seed(0)
-    try:
-        with torch.device("meta"):
-            row.parameters = _count(entry.build().module)
-    except Exception:  # many models cannot be built there; the real one tells
-        row.parameters = 0
-    if row.parameters > max_params:
-        raise Stopped("skipped (size)", f"{row.parameters / 1e6:.0f} M parameters")
+    if not entry.tiny:
+        row.parameters = _size(entry)
+        _require_small(row, max_params)
     try:
         built = entry.build()
         built.module.eval()
         row.parameters = _count(built.module)
-        if row.parameters > max_params:
-            raise Stopped("skipped (size)", f"{row.parameters / 1e6:.0f} M parameters")
+        _require_small(row, max_params)
         randomise(built.module)
         with torch.no_grad():
             args, kwargs = split(built.inputs)
@@ -187,6 +182,20 @@ def _built(entry: Entry, max_params: int, row: Row) -> Built:
     except Exception as error:
         raise Stopped("no model", summary(error)) from error
     return built
+
+
+def _size(entry: Entry) -> int:
+    """Parameters of a model that takes no memory; 0 where it cannot be built so: the real one tells."""
+    try:
+        with torch.device("meta"):
+            return _count(entry.build().module)
+    except Exception:
+        return 0
+
+
+def _require_small(row: Row, max_params: int) -> None:
+    if row.parameters > max_params:
+        raise Stopped("skipped (size)", f"{row.parameters / 1e6:.0f} M parameters")
 
 
 def _count(module: torch.nn.Module) -> int:

@@ -37,7 +37,7 @@ def _build(model: str, options: Options, inputs: Callable[[], Inputs]) -> Built:
 def entries() -> list[Entry]:
     """Every line of the tables."""
     return [
-        Entry("hf", name, partial(_build, model, options, inputs))
+        Entry("hf", name, partial(_build, model, options, inputs), tiny=True)
         for table in TABLES
         for name, model, options, inputs in table.LINES
     ]
