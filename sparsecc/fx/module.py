@@ -455,7 +455,7 @@ def _compare_literals(plan: Node, new: Node) -> None:
         for ours, theirs in zip(_leaves(want[name]), _leaves(have[name]), strict=False):
             if isinstance(ours, Node) or isinstance(theirs, Node):
                 continue
-            if name == "start" and "dim" in have and isinstance(theirs, int) and theirs < 0:
+            if name == "start" and "self" in have and isinstance(theirs, int) and theirs < 0:
                 theirs += have["self"].meta["val"].shape[have["dim"]]
             if ours != theirs:
                 raise Diverged(
