@@ -9,6 +9,7 @@ VENV      ?= .venv
 PIP_FLAGS ?=
 JOBS      ?= 2
 PYTEST    ?=
+ZOO       ?=
 
 BIN   := $(VENV)/bin
 PINS  := requirements/constraints.txt
@@ -21,7 +22,7 @@ export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-bench demo test test-nightly lint format data bench bench-real pins clean
+.PHONY: help setup setup-bench demo test test-nightly lint format data bench bench-real zoo pins clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -36,12 +37,12 @@ $(BIN)/python:
 
 $(DEV): pyproject.toml $(PINS) | $(BIN)/python
 	@echo "setting up $(VENV) (once; some minutes) ..."
-	$(PIP) -e '.[dev,gs]'
+	$(PIP) -e '.[dev,gs,zoo]'
 	@touch $@
 
 $(BENCH): $(DEV)
 	@echo "adding what the real models need to $(VENV) (once) ..."
-	$(PIP) -e '.[dev,gs,bench]'
+	$(PIP) -e '.[dev,gs,zoo,bench]'
 	@touch $@
 
 demo: $(DEV) ## make a trained model smaller and faster, with a certificate (three minutes)
@@ -70,6 +71,9 @@ bench: $(DEV) ## measure how long analysis, planning and editing take
 
 bench-real: $(BENCH) data ## prune the real models and write the results table into README.md
 	$(BIN)/python -m benchmarks.real
+
+zoo: $(DEV) ## prune hundreds of public architectures and write docs/zoo.md (hours; ZOO="--help" shows options)
+	$(BIN)/python -m benchmarks.zoo $(ZOO)
 
 pins: $(BENCH) ## take the versions that are installed now into requirements/constraints.txt
 	{ echo "# Written by \`make pins\`: the versions that everything here was tested with."; \

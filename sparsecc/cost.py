@@ -93,6 +93,7 @@ _RULES: dict[str, Callable[[Call, Sizes, list[int]], int]] = {
     "matmul": _linear,
     "addmm": _addmm,
     "gemm": _gemm,
+    "grouped_matmul": _linear,
     "einsum": _einsum,
     "attention": _attention,
     "recurrent_torch": _recurrent_torch,

@@ -152,6 +152,8 @@ def repeat_interleave(s: Solver, c: Call) -> list[Term]:
     times = atom(c.outputs[0].shape[dim] // resolve(x[dim]).size, f"{c.name}.repeats")
     s.size(c, "repeats", (times,))
     x[dim] = product([x[dim], times])
+    if c.attrs.get("spelled"):  # torch's caller may say the new size, so that it need not be computed
+        s.size(c, "output_size", (x[dim],))
     return x
 
 

@@ -73,6 +73,19 @@ def gemm(s: Solver, c: Call) -> list[Term]:
     return out
 
 
+@rule("grouped_matmul")
+def grouped_matmul(s: Solver, c: Call) -> list[Term]:
+    """x[S,K] w[E,K,N] ends[E] -> y[S,N], rows sorted by expert (mixtures of experts)"""
+    x, w, ends = s.of(c, 0), s.of(c, 1), s.of(c, 2)
+    if len(x) != 2 or len(w) != 3 or (s.has(c, 3) and c.inputs[3] is not None):
+        raise ValueError("only rows [S,K] by matrices [E,K,N] are covered")
+    s.equal(x[1], w[1])
+    s.contract(c, 0, -1)
+    for term in (x[0], w[0], ends[0]):
+        s.freeze(term, "expert", "gives rows to experts by position")
+    return [x[0], w[2]]
+
+
 def out_axes(axes: Sequence[Term]) -> tuple[Term, ...]:
     """Axes as the tuple that ``broadcast`` takes."""
     return tuple(axes)

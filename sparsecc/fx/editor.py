@@ -14,7 +14,7 @@ from torch.fx import Graph, Node
 from sparsecc.errors import PlanConflict
 from sparsecc.fx.capture import Program
 from sparsecc.fx.ops import _BOUND, bind
-from sparsecc.fx.sharing import may_alias, written
+from sparsecc.fx.sharing import has_effect, may_alias, written
 from sparsecc.fx.weights import WeightActions
 from sparsecc.plan import Bypass, Plan, SetAttr, SetShape
 
@@ -48,7 +48,7 @@ def edit(program: Program, plan: Plan) -> Program:
             else:
                 _set_attr(target, action)
     _bypass(nodes, list(plan.of(Bypass)))
-    graph.eliminate_dead_code(_effect)
+    graph.eliminate_dead_code(has_effect)
     for name in _dropped(program, graph, weight_of):
         weights.pop(name)
     owner = copy.copy(program.owner)
@@ -63,12 +63,6 @@ def edit(program: Program, plan: Plan) -> Program:
         inputs=[nodes[n].name for n in program.inputs],
         module=None,
     )
-
-
-def _effect(node: Node) -> bool:
-    """Nodes that change something in place stay although nobody reads their result."""
-    schema = getattr(node.target, "_schema", None)
-    return node.op in ("placeholder", "output") or (schema is not None and schema.is_mutable)
 
 
 def _node(nodes: dict[str, Node], name: str) -> Node:
@@ -233,6 +227,7 @@ _ATTRIBUTES: tuple[tuple[str, str, Callable[[Node, dict[str, Any], str, Any], No
     ("channels", "C", _replace),
     ("normalized_shape", "normalized_shape", _replace),
     ("repeats", "repeats", _replace),
+    ("output_size", "output_size", _replace),
     ("scale", "scale", _replace),
     ("shifts", "shifts", _replace),
 )

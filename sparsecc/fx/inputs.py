@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,7 +19,8 @@ def synthesised(program: Program, view: View, seed: int, variant: int) -> tuple[
 
     Seed 0 of variant 0 is the example.  Otherwise floats are normal with the example's mean and
     deviation, integers that index an axis of size n are uniform below n, and other integers and
-    booleans are drawn from the example's values.  Variant 1 adds one to every dynamic size that allows it.
+    booleans are drawn from the example's values (from three axes on, whole vectors of the last).
+    Variant 1 adds one to every dynamic size that allows it.
     """
     examples = _examples(program)
     nodes = {n.name: n for n in program.graph.nodes if n.op == "placeholder"}
@@ -103,5 +105,11 @@ def _drawn(
         return (normal * deviation + mean).to(example.dtype)
     if limit is not None:
         return torch.randint(0, limit, shape, generator=generator, dtype=example.dtype)
-    flat = example.detach().reshape(-1)
-    return flat[torch.randint(0, max(len(flat), 1), shape, generator=generator)]
+    flat = example.detach().reshape(-1, _whole(example, shape))
+    chosen = torch.randint(0, max(len(flat), 1), (math.prod(shape) // flat.shape[1],), generator=generator)
+    return flat[chosen].reshape(shape)
+
+
+def _whole(example: torch.Tensor, shape: tuple[int, ...]) -> int:
+    """How many integers are drawn together: boxes of [N,L,4] mean nothing in parts."""
+    return shape[-1] if example.dim() > 2 and example.shape[-1] == shape[-1] and example.numel() else 1

@@ -285,7 +285,8 @@ def _embedding(b: Bound, _: Shapes) -> Spec:
 def _repeat_interleave(b: Bound, s: Shapes) -> Spec:
     if b.get("dim") is None or not isinstance(b["repeats"], int):
         return whole("aten.repeat_interleave", "repeats each position its own number of times", b)
-    return Spec("repeat_interleave", (b["self"],), {"dim": b["dim"]})
+    spelled = isinstance(b.get("output_size"), int)
+    return Spec("repeat_interleave", (b["self"],), {"dim": b["dim"], "spelled": spelled})
 
 
 def _recurrent(gates: int, states: int) -> Entry:
@@ -465,6 +466,8 @@ TABLE: dict[str, Entry] = {
     "vdot": same("matmul", "self", "other"),
     "addmm": _addmm,
     "baddbmm": _addmm,
+    "transformers.grouped_mm_fallback": same("grouped_matmul", "input", "weight", "offs"),
+    "_grouped_mm": same("grouped_matmul", "self", "mat2", "offs", "bias"),
     "einsum": lambda b, s: Spec("einsum", list(b["tensors"]), {"equation": b["equation"]}),
     "batch_norm": _batch_norm,
     "layer_norm": _layer_norm,

@@ -16,6 +16,7 @@ from sparsecc.fx.capture import Program, written
 from sparsecc.fx.ops import TABLE, aten_name, bind
 from sparsecc.fx.ops_frozen import FROZEN
 from sparsecc.fx.semantics import ProgramSemantics
+from sparsecc.fx.sharing import live
 from sparsecc.fx.spec import NODE, Shapes, tensors
 from sparsecc.graph import Call, Value, View
 
@@ -38,12 +39,13 @@ class _Reader:
     def view(self) -> View:
         inputs: list[Value] = []
         outputs: list[Value] = []
+        needed = live(self.program.graph)
         for node in self.program.graph.nodes:
             if node.op == "placeholder":
                 value = self._placeholder(node)
                 if value is not None and value.kind == "input":
                     inputs.append(value)
-            elif node.op == "call_function":
+            elif node.op == "call_function" and node in needed:
                 self._call(node)
             elif node.op == "output":
                 outputs = [self.values[n] for n in node.all_input_nodes if n in self.values]

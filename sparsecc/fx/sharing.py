@@ -6,7 +6,7 @@ import operator
 from collections.abc import Mapping
 
 import torch
-from torch.fx import Node
+from torch.fx import Graph, Node
 
 from sparsecc.fx.ops import aten_name, bind
 
@@ -59,3 +59,18 @@ def may_alias(node: Node) -> bool:
     returns_view = any(r.alias_info is not None for r in schema.returns)
     tagged = torch.Tag.maybe_aliasing_or_mutating in tags or name in _MAY_RETURN_AN_OPERAND
     return returns_view or schema.is_mutable or tagged
+
+
+def has_effect(node: Node) -> bool:
+    """Nodes that change something in place stay although nobody reads their result."""
+    schema = getattr(node.target, "_schema", None)
+    return node.op in ("placeholder", "output") or (schema is not None and schema.is_mutable)
+
+
+def live(graph: Graph) -> set[Node]:
+    """The nodes that the outputs, or something that is changed in place, depend on."""
+    found: set[Node] = set()
+    for node in reversed(graph.nodes):
+        if has_effect(node) or any(user in found for user in node.users):
+            found.add(node)
+    return found

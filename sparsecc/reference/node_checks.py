@@ -35,7 +35,9 @@ ULPS: dict[str, float] = {
     "elementwise": 8, "prelu": 4, "mixed": 64, "batch_norm": 64, "softmax": 64,
 }  # fmt: skip
 _DEFAULT_ULPS = 256.0
-CONTRACTIONS = frozenset({"conv", "conv_transpose", "linear", "matmul", "addmm", "gemm", "einsum"})
+CONTRACTIONS = frozenset(
+    {"conv", "conv_transpose", "linear", "matmul", "addmm", "gemm", "grouped_matmul", "einsum"}
+)
 C = 4.0
 
 Default = Callable[[Mapping[Node, Any]], Any]
@@ -197,8 +199,7 @@ def compared(
         if ours.shape != theirs.shape:
             return NodeCheck(call.describe(), float("inf"), 0.0)
         if ours.is_complex():
-            ours, theirs = real(ours), real(theirs)
-            scale = scale[..., None] if scale.dim() else scale
+            ours, theirs, scale = real(ours), real(theirs), scale.abs().reshape(*scale.shape, 1)
         if not ours.is_floating_point():
             if not torch.equal(ours, theirs):
                 return NodeCheck(call.describe(), float("inf"), 0.0)
@@ -233,14 +234,13 @@ def _magnitude(node: Node, call: Call, env: Mapping[Node, Any]) -> list[torch.Te
     """|W| |x|, which errors of contractions are relative to; None for other operators."""
     if call.op not in CONTRACTIONS:
         return None
-    return _run(
-        node,
-        {n: v.abs() if isinstance(v, torch.Tensor) and _is_number(v) else v for n, v in env.items()},
-    )
+    return _run(node, {n: _absolute(v) for n, v in env.items()})
 
 
-def _is_number(v: torch.Tensor) -> bool:
-    return v.is_floating_point() or v.is_complex()
+def _absolute(value: Any) -> Any:
+    if not isinstance(value, torch.Tensor) or not (value.is_floating_point() or value.is_complex()):
+        return value
+    return value.abs().to(value.dtype)
 
 
 def largest(y: torch.Tensor) -> torch.Tensor:

@@ -83,8 +83,9 @@ class ProgramRunner:
     def _cast(self, value: Any, copy: bool = False) -> Any:
         if not isinstance(value, torch.Tensor):
             return value
-        if self.dtype is not None and value.dtype in _FLOATS:
-            value = value.to(self.dtype)
+        wanted = self._promote(value.dtype)
+        if wanted is not value.dtype:
+            value = value.to(wanted)
         return value.clone() if copy else value
 
     def _call(self, node: Node, env: Mapping[Node, Any], hook: Hook | None) -> Any:
@@ -104,8 +105,10 @@ class ProgramRunner:
         return default({}) if hook is None else hook(node, default, env)
 
     def _promote(self, value: Any) -> Any:
+        if self.dtype is None:
+            return value
         if isinstance(value, torch.dtype):
-            return self.dtype if value in _FLOATS else value
+            return self.dtype if value in _FLOATS else self.dtype.to_complex() if value.is_complex else value
         if isinstance(value, (list, tuple)):
             return type(value)(self._promote(v) for v in value)
         if isinstance(value, dict):

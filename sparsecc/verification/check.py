@@ -128,7 +128,7 @@ def _ratio(node: Any) -> float:
 
 
 def _floating(y: Any) -> bool:
-    return isinstance(y, torch.Tensor) and y.is_floating_point()
+    return isinstance(y, torch.Tensor) and (y.is_floating_point() or y.is_complex())
 
 
 def _pairs(subject: Subject, ours: Outputs, theirs: Outputs) -> Iterator[tuple[str, Any, Any]]:
@@ -146,7 +146,7 @@ def distance(ours: torch.Tensor, theirs: torch.Tensor) -> tuple[float, float]:
     """max |a - b| and max |b| over finite entries; infinite where shapes or non-finite entries differ."""
     if ours.shape != theirs.shape:
         return float("inf"), 1.0
-    a, b = ours.double(), theirs.double()
+    a, b = _double(ours), _double(theirs)
     finite = torch.isfinite(b)
     odd = ~finite
     if bool((torch.isfinite(a) != finite).any()) or not torch.equal(
@@ -156,6 +156,11 @@ def distance(ours: torch.Tensor, theirs: torch.Tensor) -> tuple[float, float]:
     if not bool(finite.any()):
         return 0.0, 0.0
     return float((a - b)[finite].abs().max()), float(b[finite].abs().max())
+
+
+def _double(y: torch.Tensor) -> torch.Tensor:
+    """In float64; a complex tensor as its real and imaginary parts."""
+    return torch.view_as_real(y.resolve_conj()).double() if y.is_complex() else y.double()
 
 
 def _compare64(subject: Subject, ours: Outputs, theirs: Outputs, inputs: str) -> list[Check]:
