@@ -18,6 +18,7 @@ from sparsecc.axes.terms import (
     split_product,
     unify,
 )
+from sparsecc.errors import summary
 from sparsecc.graph import Call, Value, View
 
 Axes = tuple[Term, ...]
@@ -227,7 +228,9 @@ class Solver:
                 outputs = self._checked(call, outputs)
             except (LookupError, ValueError, TypeError, ArithmeticError, AttributeError) as error:
                 outputs = None
-                self.give_up(call, "rule failed", f"is used in a way that its rule does not cover: {error}")
+                self.give_up(
+                    call, "rule failed", f"is used in a way that its rule does not cover: {summary(error)}"
+                )
         if outputs is not None:
             for value, axes in zip(call.outputs, outputs, strict=True):
                 self.axes[value] = tuple(axes)

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from onnx import GraphProto, TensorProto, ValueInfoProto
 
-from sparsecc.errors import InvalidOption, UnsupportedModel
+from sparsecc.errors import InvalidOption, UnsupportedModel, summary
 from sparsecc.onnxfile.model import TORCH_DTYPES, OnnxFile, subgraphs, to_torch
 from sparsecc.onnxfile.structure import describe
 from sparsecc.reference.onnx_ops.elementwise import ELEMENTWISE
@@ -93,13 +93,15 @@ class Shapes:
     """The result of ``infer``: one ``Info`` per value of the main graph, and the sizes used.
 
     ``dims`` holds the representative size of every dynamic dimension, ``other`` those of the second
-    assignment (None when only one was found).  ``failed`` names nodes that no assignment fitted.
+    assignment (None when only one was found).  ``failed`` names nodes that no assignment fitted, and
+    ``misfits`` holds their outputs, which may have declared shapes all the same.
     """
 
     values: dict[str, Info]
     dims: dict[DimKey, int]
     other: dict[DimKey, int] | None
     failed: list[str] = field(default_factory=list)
+    misfits: frozenset[str] = frozenset()
 
     def __getitem__(self, name: str) -> Info:
         return self.values[name]
@@ -184,7 +186,7 @@ class _Misfit(Exception):
     def __init__(
         self, step: Step, position: tuple[int, ...], shapes: list[tuple[int, ...]], error: BaseException | str
     ) -> None:
-        super().__init__(f"{describe(step.node, step.index)}: {error}")
+        super().__init__(f"{describe(step.node, step.index)}: {summary(error)}")
         self.position = position
         self.shapes = shapes
 
@@ -198,6 +200,7 @@ class _Execution:
         self.tags = _Tags()
         self.cells: dict[str, _Cell] = {}
         self.failed: list[str] = []
+        self.misfits: set[str] = set()
 
     def run(self, inputs: Mapping[str, _Cell]) -> None:
         program = self.problem.program
@@ -219,7 +222,7 @@ class _Execution:
         try:
             outputs = self._execute(program, step, given, cells, position)
         except (DataDependent, UnsupportedModel, NotImplementedError) as error:
-            return self._unknown(step, f"{describe(step.node, step.index)}: {error}")
+            return self._unknown(step, f"{describe(step.node, step.index)}: {summary(error)}")
         except _Misfit as misfit:
             return self._misfit_within(step, misfit)
         except Exception as error:  # torch raises many kinds for sizes that do not fit
@@ -238,6 +241,7 @@ class _Execution:
         if not self.tolerant:
             raise misfit
         self.failed.append(str(misfit))
+        self.misfits.update(step.node.output)
         return self._unknown(step, str(misfit))
 
     def _unknown(self, step: Step, why: str) -> list[_Cell]:
@@ -638,7 +642,7 @@ class _Problem:
         try:
             return _Cell(torch.empty(shape, dtype=dtype, device="meta"))
         except (RuntimeError, TypeError) as error:  # sizes that overflow
-            return _Cell(None, why=f"input {info.name!r} has an impossible shape: {error}")
+            return _Cell(None, why=f"input {info.name!r} has an impossible shape: {summary(error)}")
 
     def _progress(self, sizes: Mapping[DimKey, int]) -> tuple[tuple[int, ...], _Execution | _Misfit]:
         """How many nodes fit, and the finished run or the misfit."""
@@ -804,7 +808,7 @@ def _result(
     if second is None and assignment:
         _mark_declared(model, values, assignment)
     failed = [*first.failed]
-    return Shapes(values, assignment, other, failed)
+    return Shapes(values, assignment, other, failed, frozenset(first.misfits))
 
 
 def _info(cell: _Cell, twin: _Cell | None, table: _Tags) -> Info:
