@@ -391,8 +391,8 @@ _ELEMENTWISE = _words(
     isfinite isinf isnan le leaky_relu lerp lift_fresh_copy log log10 log1p log2 log_sigmoid logaddexp
     logical_and logical_not logical_or logical_xor logit lt masked_fill maximum minimum mish mul multiply
     nan_to_num native_dropout ne neg pow reciprocal relu relu6 remainder round rrelu rsqrt rsub selu sgn
-    sigmoid sign silu sin sinc sinh softplus softshrink softsign sqrt square sub subtract tan tanh
-    tanhshrink threshold trunc where xlogy true_divide __and__ __or__ __xor__ __rsub__
+    sigmoid sign silu sin sinc sinh softplus softshrink sqrt square sub subtract tan tanh
+    threshold trunc where xlogy true_divide __and__ __or__ __xor__
     _assert_tensor_metadata lift_fresh expand_as
     """
 )
@@ -492,7 +492,7 @@ TABLE: dict[str, Entry] = {
     "pad": _pad,
     "constant_pad_nd": _mode_pad("constant"),
     **{f"{mode}_pad{n}d": _mode_pad(mode) for mode in ("reflection", "replication") for n in (1, 2, 3)},
-    **{f"{kind}_pool{n}d": _spatial(n) for kind in ("max", "avg", "adaptive_avg", "lp") for n in (1, 2, 3)},
+    **{f"{kind}_pool{n}d": _spatial(n) for kind in ("max", "avg", "adaptive_avg") for n in (1, 2, 3)},
     **{f"adaptive_max_pool{n}d": _spatial(n) for n in (1, 2, 3)},
     **{f"max_pool{n}d_with_indices": _spatial(n) for n in (1, 2, 3)},
     **{
