@@ -99,6 +99,7 @@ def _explain(error: Exception, source: str | None) -> tuple[int, str]:
     """Exit code and message; an error that is about the model names its file."""
     from sparsecc.errors import (
         InvalidModel,
+        PlanConflict,
         SparseccError,
         TargetRefused,
         TargetUnavailable,
@@ -107,7 +108,7 @@ def _explain(error: Exception, source: str | None) -> tuple[int, str]:
     )
 
     text = str(error)
-    about_model = isinstance(error, (InvalidModel, UnsupportedModel, VerificationFailed))
+    about_model = isinstance(error, (InvalidModel, PlanConflict, UnsupportedModel, VerificationFailed))
     if about_model and source is not None and source not in text:
         text = f"{source}: {text}"
     if isinstance(error, (TargetRefused, TargetUnavailable, UnsupportedModel, VerificationFailed)):
