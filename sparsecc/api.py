@@ -15,6 +15,7 @@ from sparsecc.axes.analysis import Analysis
 from sparsecc.compiled import Built, Compiled, load
 from sparsecc.errors import InvalidOption, TargetRefused
 from sparsecc.lowered import certify_artifact, check_lowered, lowered
+from sparsecc.memory import within_memory
 from sparsecc.passes import ChannelPruning, DeadChannelElimination, HeadPruning, known
 from sparsecc.pipeline import Progress, Pruned, decide, finish, open_subject, run, silent
 from sparsecc.plan import Plan
@@ -29,6 +30,7 @@ from sparsecc.verification import Certificate, certify
 __all__ = ["Compiled", "Pruned", "analyze", "compile", "load", "prune", "slim", "targets", "verify"]
 
 
+@within_memory()
 def prune(
     model: Any,
     example_inputs: Any = None,
@@ -112,6 +114,7 @@ def prune(
     )
 
 
+@within_memory()
 def slim(
     model: Any,
     example_inputs: Any = None,
@@ -136,6 +139,7 @@ def slim(
     )
 
 
+@within_memory()
 def analyze(model: Any, example_inputs: Any = None, *, dynamic_shapes: Any = None) -> Analysis:
     """Coupled groups and frozen axes (with reasons) of a model; also of one on the meta device.
 
@@ -147,6 +151,7 @@ def analyze(model: Any, example_inputs: Any = None, *, dynamic_shapes: Any = Non
     return open_subject(model, example_inputs, dynamic_shapes=dynamic_shapes).analysis
 
 
+@within_memory()
 def verify(
     original: Any,
     result: Any,
@@ -176,6 +181,7 @@ def verify(
     return certify(subject, adopted, subject.kept(plan))
 
 
+@within_memory()
 def compile(
     model: Any,
     example_inputs: Any = None,

@@ -98,6 +98,16 @@ class Product:
         return self.alpha * torch.einsum("goc,gc->go", kernel, grid[:, used]).reshape(groups * outputs)
 
 
+def _multiplies(product: Product, call: Call) -> bool:
+    """Whether the sizes fit; those of a damaged model need not."""
+    x, (groups, _, inputs, _) = call.inputs[product.x], product.weights.shape
+    return (
+        x is not None
+        and -len(x.shape) <= product.dim < len(x.shape)
+        and x.shape[product.dim] == groups * inputs
+    )
+
+
 def _any_nonzero(weights: torch.Tensor) -> torch.Tensor:
     """Over the last two axes."""
     flat = weights.flatten(2)
@@ -153,7 +163,8 @@ class Constants:
         """The call as a product with known weights, if it is one."""
         if call not in self._products:
             rule = _PRODUCTS.get(call.op)
-            self._products[call] = None if rule is None else rule(self, call)
+            found = None if rule is None else rule(self, call)
+            self._products[call] = found if found is None or _multiplies(found, call) else None
         return self._products[call]
 
     # -- the run ------------------------------------------------------------------------------------

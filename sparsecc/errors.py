@@ -6,6 +6,13 @@ A message says what is wrong, where (node, parameter, source line or file) and w
 from __future__ import annotations
 
 
+def summary(error: BaseException | str, limit: int = 400) -> str:
+    """What another library said, as part of a message: one line of printable text, not without an end."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    text = "".join(c if c.isprintable() else "?" for c in lines[0])
+    return text if len(text) <= limit else f"{text[:limit]} ..."
+
+
 class SparseccError(Exception):
     """Base of all errors raised by sparsecc; nothing was written and no input was changed."""
 

@@ -1,7 +1,9 @@
 """Random networks described by plain data: a list of ``(operator, a, b, c)``, any of which is a valid net.
 
 Numbers are read modulo what there is to choose from, so that every list of tuples of integers is a
-network, and hypothesis can shrink it.  A network maps one image (or one sequence of tokens) to logits.
+network, and hypothesis can shrink it.  A network maps one or two images, volumes, series, sequences of
+tokens or rows of a table to logits and more.  Operators are layers and idioms written down here, and
+every entry of sparsecc's table of ATen operators (``tests.aten_calls``).
 """
 
 from __future__ import annotations
@@ -13,34 +15,54 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tests.aten_calls import SPATIAL, landed
+from tests.aten_calls import steps as calls
+
 Step = tuple[str, int, int, int]
 Make = Callable[["Net", Tensor, int, int, int], Tensor]
 
 _WIDTHS = (2, 3, 4, 6, 8, 12)
 _LIMIT = 600  # elements of a value per sample
+_LARGE = 50.0
+EXAMPLES = {
+    "image": (2, 3, 4, 4), "sequence": (2, 4, 6), "series": (2, 3, 6), "volume": (2, 2, 3, 3, 2),
+    "table": (2, 6),
+}  # fmt: skip
+FORMS = 4
 
 
 class Net(nn.Module):
-    """Interprets a description; layers are made at the first run (``lay``), then only looked up."""
+    """Interprets a description; layers are made at the first run (``lay``), then only looked up.
 
-    def __init__(self, steps: list[Step], kind: str, seed: int) -> None:
+    ``form`` says how many inputs there are, and in what structure the outputs come.
+    """
+
+    def __init__(self, steps: list[Step], kind: str, seed: int, form: int = 0) -> None:
         super().__init__()
         self.steps = steps
         self.kind = kind
+        self.form = form % (2 * FORMS)
         self.layers = nn.ModuleDict()
         self.weights = nn.ParameterDict()
-        self._at = 0
+        self.choices: dict[Any, Any] = {}
+        self.place = 0
+        self._made = 0
         torch.manual_seed(seed)
-        self.example = torch.randn(2, 3, 4, 4) if kind == "image" else torch.randn(2, 4, 6)
+        self.example = torch.randn(EXAMPLES[kind])
+        self.examples = (self.example, torch.randn(EXAMPLES[kind]))[: self.form // FORMS + 1]
         self.eval()
         with torch.no_grad():
-            self.forward(self.example)
+            self.forward(*self.examples)
         for parameter in self.parameters():
             parameter.requires_grad_(True)
 
+    def channel(self, x: Tensor) -> int:
+        """The axis of channels: the last one of sequences, else the second."""
+        return x.dim() - 1 if self.kind == "sequence" else 1
+
     def layer(self, make: Callable[[], nn.Module]) -> nn.Module:
         """The layer of the current step."""
-        name = f"l{self._at}_{self._made}"
+        name = f"l{self.place}_{self._made}"
         self._made += 1
         if name not in self.layers:
             module = make()
@@ -55,35 +77,57 @@ class Net(nn.Module):
 
     def weight(self, *shape: int) -> Tensor:
         """A raw parameter of the current step."""
-        name = f"w{self._at}_{self._made}"
+        name = f"w{self.place}_{self._made}"
         self._made += 1
         if name not in self.weights:
             self.weights[name] = nn.Parameter(torch.randn(shape) * 0.5)
         return self.weights[name]  # type: ignore[return-value]
 
-    def places(self, places: list[int]) -> Tensor:
-        """A buffer of positions of the current step."""
-        name = f"p{self._at}_{self._made}"
+    def buffer(self, values: Tensor) -> Tensor:
+        """A buffer of the current step."""
+        name = f"b{self.place}_{self._made}"
         self._made += 1
         if not hasattr(self, name):
-            self.register_buffer(name, torch.tensor(places))
+            self.register_buffer(name, values)
         return getattr(self, name)  # type: ignore[no-any-return]
 
-    def forward(self, x: Tensor) -> Any:
-        values = [x]
+    def rewind(self) -> None:
+        """Forget what the current step has made so far, while the network is laid out."""
+        self._made = 0
+        if self.place not in self.choices:
+            for name in [n for n in self.weights if n.startswith(f"w{self.place}_")]:
+                del self.weights[name]
+
+    def tame(self, y: Tensor) -> Tensor:
+        """``y``, or its hyperbolic tangent where it is large for the example."""
+        key = (self.place, "tame")
+        if key not in self.choices:
+            self.choices[key] = bool(y.abs().max() > _LARGE)
+        return torch.tanh(y / _LARGE) if self.choices[key] else y
+
+    def forward(self, x: Tensor, other: Tensor | None = None) -> Any:
+        values = [x] if other is None else [x, other]
         for at, (name, a, b, c) in enumerate(self.steps):
-            self._at, self._made = at, 0
+            self.place, self._made = at, 0
             candidates = [v for v in values if v.dim() == x.dim()]
             value = candidates[-1 - a % min(len(candidates), 3)]
             made = OPERATORS[self.kind][name](self, value, b, c, a)
             if made.numel() // made.shape[0] <= _LIMIT:
                 values.append(made)
-        self._at, self._made = len(self.steps), 0
+        self.place, self._made = len(self.steps), 0
+        return self._outputs(x, values)
+
+    def _outputs(self, x: Tensor, values: list[Tensor]) -> Any:
         last = values[-1]
-        flat = last.flatten(1) if last[0].numel() <= 96 else last.flatten(2).mean(2)
+        flat = last.flatten(1) if last[0].numel() <= 96 or last.dim() < 3 else last.flatten(2).mean(2)
         logits = self.layer(lambda: nn.Linear(flat.shape[1], 3))(flat)
         unread = values[1] if len(values) > 2 and values[1].dim() == x.dim() else last
-        return logits, unread.flatten(1).mean(1)
+        mean = unread.flatten(1).mean(1)
+        if self.form % FORMS == 1:
+            return {"logits": logits, "inner": {"mean": mean, "maps": [last, (unread,)]}}
+        if self.form % FORMS == 2:
+            return logits
+        return (logits, mean) if self.form % FORMS == 0 else [values[-1], logits, values[len(values) // 2]]
 
 
 def _pick(options: Any, index: int) -> Any:
@@ -98,9 +142,11 @@ def _same(net: Net, x: Tensor, like: Tensor) -> Tensor:
     """``x`` projected to the channels of another value where it must be."""
     if x.shape == like.shape:
         return x
-    if x.dim() == 4:
-        y = net.layer(lambda: nn.Conv2d(x.shape[1], like.shape[1], 1))(x)
-        return y if y.shape == like.shape else F.adaptive_avg_pool2d(y, like.shape[2:])
+    if net.kind in SPATIAL:
+        n = SPATIAL[net.kind]
+        y = net.layer(lambda: (nn.Conv1d, nn.Conv2d, nn.Conv3d)[n - 1](x.shape[1], like.shape[1], 1))(x)
+        pools = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)
+        return y if y.shape == like.shape else pools[n - 1](y, like.shape[2:])
     y = net.layer(lambda: nn.Linear(x.shape[-1], like.shape[-1]))(x)
     return y if y.shape == like.shape else y.mean(1, keepdim=True).expand(like.shape)
 
@@ -151,9 +197,7 @@ def _concat(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
 
 
 def _branch(net: Net, x: Tensor, b: int) -> Tensor:
-    if x.dim() == 4:
-        return net.layer(lambda: nn.Conv2d(x.shape[1], _pick(_WIDTHS, b), 1))(x)
-    return net.layer(lambda: nn.Linear(x.shape[-1], _pick(_WIDTHS, b)))(x)
+    return _project(net, x, b, 0, 0)
 
 
 def _residual(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
@@ -162,16 +206,12 @@ def _residual(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
 
 
 def _chunk(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
-    parts = x.chunk(2 + b % 2, _channel(x))
-    return torch.cat([parts[-1], *(F.relu(p) for p in parts[:-1])], _channel(x))
-
-
-def _channel(x: Tensor) -> int:
-    return 1 if x.dim() == 4 else x.dim() - 1
+    parts = x.chunk(2 + b % 2, net.channel(x))
+    return torch.cat([parts[-1], *(F.relu(p) for p in parts[:-1])], net.channel(x))
 
 
 def _glu(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
-    dim = _channel(x)
+    dim = net.channel(x)
     if x.shape[dim] % 2:
         return x
     if c % 2:
@@ -181,15 +221,14 @@ def _glu(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
 
 
 def _slice(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
-    dim, n = _channel(x), x.shape[_channel(x)]
+    dim, n = net.channel(x), x.shape[net.channel(x)]
     start = b % n
     return x.narrow(dim, start, 1 + c % (n - start)) if a % 2 else x.narrow(dim, 0, n - start)
 
 
 def _pad(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
-    if x.dim() == 4:
-        return F.pad(x, (0, 0, 0, 0, b % 3, c % 3), value=0.5 * (a % 2))
-    return F.pad(x, (b % 3, c % 3), value=0.5 * (a % 2))
+    behind = x.dim() - 1 - net.channel(x)
+    return F.pad(x, (*[0, 0] * behind, b % 3, c % 3), value=0.5 * (a % 2))
 
 
 def _shuffle(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
@@ -211,7 +250,7 @@ def _gate(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
 
 
 def _statistics(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
-    dim = _channel(x)
+    dim = net.channel(x)
     kinds: list[Callable[[], Tensor]] = [
         lambda: x.mean(dim, keepdim=True),
         lambda: x.sum(dim, keepdim=True),
@@ -224,7 +263,11 @@ def _statistics(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
 
 
 def _softmax(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
-    return x.softmax(_channel(x)) if c % 2 else F.normalize(x, dim=_channel(x)) + x.log_softmax(_channel(x))
+    return (
+        x.softmax(net.channel(x))
+        if c % 2
+        else F.normalize(x, dim=net.channel(x)) + x.log_softmax(net.channel(x))
+    )
 
 
 def _pool(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
@@ -234,8 +277,8 @@ def _pool(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
 
 
 def _scale(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
-    n = x.shape[_channel(x)]
-    shape = (n, 1, 1) if x.dim() == 4 else (n,)
+    n = x.shape[net.channel(x)]
+    shape = (n, *[1] * (x.dim() - 1 - net.channel(x)))
     y = x * net.weight(*shape)
     return y + net.weight(*shape) if c % 2 else y
 
@@ -268,26 +311,26 @@ def _non_local(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
 
 def _write(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
     y = x * 1.5
-    n = y.shape[_channel(y)]
-    part = y.narrow(_channel(y), b % n, 1 + c % (n - b % n))
+    n = y.shape[net.channel(y)]
+    part = y.narrow(net.channel(y), b % n, 1 + c % (n - b % n))
     part.mul_(2) if a % 2 else part.fill_(0.25)
     return y
 
 
 def _roll(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
-    dims = (_channel(x), x.dim() - 1 - c % 2)
+    dims = (net.channel(x), x.dim() - 1 - c % 2)
     return torch.roll(x, (b - 2, c), dims) if a % 2 else torch.roll(x, b - 2, dims[0])
 
 
 def _flip(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
-    return x.flip(_channel(x)) + (x if c % 2 else 0)
+    return x.flip(net.channel(x)) + (x if c % 2 else 0)
 
 
 def _gathered(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
     """Channels in another order, some of them several times, some not at all."""
-    dim = _channel(x)
+    dim = net.channel(x)
     places = [(a + i * (b + 1)) % x.shape[dim] - (c % 2) * x.shape[dim] for i in range(1 + (a + b + c) % 7)]
-    chosen = net.places(places)
+    chosen = net.buffer(torch.tensor(places))
     if a % 3 == 0:
         return x.index_select(dim, chosen.remainder(x.shape[dim]) if c % 2 else chosen)
     return x[:, chosen] if dim == 1 else x[..., chosen]
@@ -388,17 +431,93 @@ def _convolved(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
     return net.layer(lambda: nn.Conv1d(n, n, 3, padding=1, groups=groups))(x.transpose(1, 2)).transpose(1, 2)
 
 
-_BOTH = (_residual, _chunk, _glu, _slice, _pad, _statistics, _softmax, _scale, _activation, _write)
-_MOVED = (_roll, _flip, _gathered)
+# -- any kind ------------------------------------------------------------------------------------------
+
+
+def _project(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
+    """A layer that makes channels of channels."""
+    width, n = _pick(_WIDTHS, b), SPATIAL.get(net.kind, 0)
+    if n == 0:
+        return net.layer(lambda: nn.Linear(x.shape[-1], width, bias=a % 2 == 0))(x)
+    convs, kernel = (nn.Conv1d, nn.Conv2d, nn.Conv3d), 1 + 2 * (c % 2)
+    return net.layer(lambda: convs[n - 1](x.shape[1], width, kernel, padding=kernel // 2, bias=a % 2 == 0))(x)
+
+
+def _raised(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
+    """A transposed convolution of one or three axes."""
+    convs, groups = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), _divisor(x.shape[1], b)
+    kind = convs[SPATIAL[net.kind] - 1]
+    return net.layer(lambda: kind(x.shape[1], groups * (1 + c % 3), 1 + a % 2, groups=groups))(x)
+
+
+def _normal(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
+    """Batch normalisation of any form, also of rows."""
+    norms = (nn.BatchNorm1d, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    return net.layer(lambda: norms[SPATIAL.get(net.kind, 0)](x.shape[1], affine=c % 3 > 0))(x)
+
+
+def _shared(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
+    """A layer of an earlier step once more, where one takes this operand."""
+    if net.place not in net.choices:
+        fits = [n for n, m in net.layers.items() if _takes(m, net, x)]
+        net.choices[net.place] = _pick(fits, b) if fits else None
+    name = net.choices[net.place]
+    return x if name is None else landed(net, x, net.layers[name](x))
+
+
+def _takes(module: nn.Module, net: Net, x: Tensor) -> bool:
+    width = x.shape[net.channel(x)]
+    if isinstance(module, nn.Linear):
+        return net.kind in ("sequence", "table") and module.in_features == width
+    if isinstance(module, nn.modules.conv._ConvNd):
+        return x.dim() == module.weight.dim() and module.in_channels == width
+    return isinstance(module, nn.modules.batchnorm._BatchNorm) and module.num_features == width
+
+
+def _tied(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
+    """There and back by one matrix."""
+    w = net.weight(_pick(_WIDTHS, b), x.shape[-1])
+    return F.linear(torch.relu(F.linear(x, w)), w.t())
+
+
+def _buffered(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
+    """Times a buffer along the channels, or plus one of a single number."""
+    shape = [1] * (x.dim() - net.channel(x))
+    shape[0] = x.shape[net.channel(x)]
+    return x * net.buffer(torch.rand(shape) + 0.5) + net.buffer(torch.rand(1))
+
+
+_ANY = (
+    _residual,
+    _chunk,
+    _glu,
+    _slice,
+    _pad,
+    _statistics,
+    _softmax,
+    _scale,
+    _activation,
+    _write,
+    _shared,
+    _buffered,
+    _roll,
+    _flip,
+    _gathered,
+)
 _IMAGE = (
     *(_conv, _grouped, _transposed, _batch_norm, _group_norm, _instance_norm, _image_norm, _concat),
     *(_shuffle, _pixel_shuffle, _gate, _pool, _prelu, _non_local),
 )
 _SEQUENCE = (
     *(_linear, _layer_norm, _attention, _fused, _recurrent, _embedding, _token, _experts),
-    *(_joined, _doubled, _convolved),
+    *(_joined, _doubled, _convolved, _tied),
 )
-OPERATORS: dict[str, dict[str, Make]] = {
-    "image": {f.__name__[1:]: f for f in (*_IMAGE, *_BOTH, *_MOVED)},
-    "sequence": {f.__name__[1:]: f for f in (*_SEQUENCE, *_BOTH, *_MOVED)},
+_OWN: dict[str, tuple[Make, ...]] = {
+    "image": _IMAGE, "sequence": _SEQUENCE, "series": (_raised, _normal, _concat),
+    "volume": (_raised, _normal, _concat), "table": (_normal, _tied, _concat),
+}  # fmt: skip
+LAYERS: dict[str, dict[str, Make]] = {
+    kind: {f.__name__[1:]: f for f in (_project, *own, *_ANY)} for kind, own in _OWN.items()
 }
+CALLS: dict[str, dict[str, Make]] = {kind: calls(kind) for kind in EXAMPLES}
+OPERATORS: dict[str, dict[str, Make]] = {kind: {**LAYERS[kind], **CALLS[kind]} for kind in EXAMPLES}

@@ -300,6 +300,46 @@ def filled(*dims: int) -> onnx.ModelProto:
     )
 
 
+def referring() -> onnx.ModelProto:
+    model = proto(helper.make_node("LeakyRelu", ["x"], ["y"], alpha=0.1))
+    model.graph.node[0].attribute[0].ref_attr_name = "slope"
+    return model
+
+
+def doubled_attribute() -> onnx.ModelProto:
+    model = proto(helper.make_node("LeakyRelu", ["x"], ["y"], alpha=0.1))
+    model.graph.node[0].attribute.append(helper.make_attribute("alpha", 0.2))
+    return model
+
+
+def misfitting() -> onnx.ModelProto:
+    """A convolution that cannot be, whose output is declared all the same."""
+    model = proto(helper.make_node("Conv", ["x", "fc1.weight"], ["y"]), weights=[weight("fc1.weight", 8)])
+    model.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", FLOAT, ["batch", 3]))
+    return model
+
+
+def endless() -> onnx.ModelProto:
+    """A loop of 2**62 iterations."""
+    value = helper.make_tensor_value_info
+    body = helper.make_graph(
+        [helper.make_node("Identity", ["go"], ["on"]), helper.make_node("Tanh", ["v"], ["w"])],
+        "body",
+        [value("i", TensorProto.INT64, []), value("go", TensorProto.BOOL, []), value("v", FLOAT, None)],
+        [value("on", TensorProto.BOOL, []), value("w", FLOAT, None)],
+    )
+    return proto(
+        matmul("x", "fc1.weight", "a"),
+        helper.make_node("Loop", ["trips", "", "a"], ["b"], "loop", body=body),
+        matmul("b", "fc2.weight", "y"),
+        weights=[
+            numpy_helper.from_array(np.array(2**62), "trips"),
+            weight("fc1.weight", 4, 8),
+            weight("fc2.weight", 8, 3),
+        ],
+    )
+
+
 def unreadable() -> bytes:
     """A name that is not UTF-8, in a place that nothing needs."""
     model = proto()
@@ -352,6 +392,13 @@ HOSTILE: dict[str, Any] = {
     "an input of absurd size": lambda: proto(shape=[1 << 40, 4]),
     "a tensor of absurd size at run time": lambda: filled(1 << 40, 1 << 20),
     "a tensor of negative size at run time": lambda: filled(-5, 3),
+    "an attribute of a function that there is not": lambda: referring(),
+    "an attribute given twice": lambda: doubled_attribute(),
+    "a weight of a hundred thousand axes": lambda: sized([1] * 100_000, raw_data=b"\0" * 4),
+    "weights that do not fit": lambda: proto(
+        weights=[weight("fc1.weight", 5, 8), weight("fc2.weight", 8, 3)], shape=["batch", 4]
+    ),
+    "a weight of another rank": lambda: misfitting(),
 }
 UNSUPPORTED = {"an old opset", "an opset from the future"}
 
@@ -376,6 +423,11 @@ def test_hostile_models(tmp_path: Path, folder: Path, refused: Refused, name: st
     code = 1 if isinstance(caught.value, UnsupportedModel) else 2
     assert len(refused("prune", path, "-o", "out.onnx", code=code)) > 20
     assert len(refused("compile", path, "-o", "out.scc", code=code)) > 20
+
+
+def test_a_loop_without_an_end() -> None:
+    with pytest.raises(UnsupportedModel, match="does not end"):
+        sparsecc.prune(endless())
 
 
 def test_random_damage_is_either_harmless_or_refused() -> None:

@@ -819,3 +819,26 @@ def test_example_inputs_are_used() -> None:
     pruned = run(convnet().build("logits"), {"x": x}, PASSES)
     assert pruned.subject.inputs(0, 0)[0]["x"] is x
     assert any("float32[3, 3, 8, 8]" in c.inputs for c in pruned.certificate.checks)
+
+
+def test_outputs_that_are_sequences_are_compared_item_by_item() -> None:
+    g = Graph()
+    x = g.input("x", ["batch", 4])
+    a = g.node("Relu", [g.linear(x, "fc1", 4, 8)], "a")
+    b = g.linear(a, "fc2", 8, 4)
+    g.node("SplitToSequence", [b], "parts", axis=1)
+    result = run(g.build("parts", shapes=False), None, [ChannelPruning(sparsity=0.5)])
+    assert result.certificate.status == "VERIFIED"
+    assert result.plan
+
+
+def test_a_shape_that_nobody_knows_before_it_runs_freezes_and_is_no_error() -> None:
+    g = Graph()
+    x = g.input("x", ["batch", 4])
+    a = g.node("Relu", [g.linear(x, "fc1", 4, 8)], "a")
+    b = g.linear(a, "fc2", 8, 4)
+    count = g.node("Size", [g.node("NonZero", [b], "places")], "count")
+    y = g.node("Add", [b, g.node("Cast", [count], "number", to=TensorProto.FLOAT)], "y")
+    result = run(g.build(y), None, [ChannelPruning(sparsity=0.5)])
+    assert result.certificate.status == "VERIFIED"
+    assert result.plan

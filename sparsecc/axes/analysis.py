@@ -238,6 +238,8 @@ class Keeps:
         """
         if shape is None:
             return self.masks(axes)
+        if not axes:  # also a value whose shape nobody knew before it ran: nothing of it is pruned
+            return [None] * len(shape)
         if len(axes) != len(shape):
             raise UnsupportedModel(
                 f"a value has {len(shape)} axes in this run, and {len(axes)} in the graph; the shapes that "

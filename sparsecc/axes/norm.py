@@ -78,12 +78,12 @@ def group_norm(s: Solver, c: Call) -> list[list[Term]]:
 
 
 @rule("weight_norm")
-def weight_norm(s: Solver, c: Call) -> list[Term]:
-    """v[*,D,*] g[*,D,*] -> w[*,D,*]; norms over all axes but ``attrs['dim']`` (-1: over all)"""
+def weight_norm(s: Solver, c: Call) -> list[list[Term]]:
+    """v[*,D,*] g[*,D,*] -> w[*,D,*] (norms[*,D,*]); over all axes but ``attrs['dim']`` (-1: over all)"""
     v, g = s.of(c, 0), s.of(c, 1)
     for dim, term in enumerate(v):
         if dim == c.attrs["dim"]:
             s.equal(term, g[dim])
         else:
             s.freeze(term, "parameters only", "takes norms over this axis of parameters")
-    return list(v)
+    return [list(axes) for axes in (v, g)[: len(c.outputs)]]

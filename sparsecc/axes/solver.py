@@ -11,7 +11,7 @@ import numpy.typing as npt
 from sparsecc.axes.registry import RULES
 from sparsecc.axes.terms import Reason, Term, atom, concat, product, resolve
 from sparsecc.axes.unify import freeze, split_concat, split_product, unify, varies, vary
-from sparsecc.errors import UnsupportedModel
+from sparsecc.errors import UnsupportedModel, summary
 from sparsecc.graph import Call, Value, View
 
 _INTEGERS = frozenset({"int8", "int16", "int32", "int64", "uint8"})
@@ -255,7 +255,9 @@ class Solver:
                 outputs = self._checked(call, outputs)
             except (LookupError, ValueError, TypeError, ArithmeticError, AttributeError) as error:
                 outputs = None
-                self.give_up(call, "rule failed", f"is used in a way that its rule does not cover: {error}")
+                self.give_up(
+                    call, "rule failed", f"is used in a way that its rule does not cover: {summary(error)}"
+                )
         if outputs is not None:
             for value, axes in zip(call.outputs, outputs, strict=True):
                 self.axes[value] = tuple(axes)

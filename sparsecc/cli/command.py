@@ -35,9 +35,12 @@ _REPORT = (
 class Run:
     """What a command is given: where results, notes and progress go."""
 
-    def __init__(self, *, as_json: bool, debug: bool, stages: Sequence[str] = ()) -> None:
+    def __init__(
+        self, *, as_json: bool, debug: bool, stages: Sequence[str] = (), source: str | None = None
+    ) -> None:
         self.as_json = as_json
         self.debug = debug
+        self.source = source
         self._out = sys.stdout
         self._stages = stages
         self._document: dict[str, Any] = {}
@@ -80,7 +83,7 @@ class Run:
 
     def fail(self, error: Exception) -> int:
         """Report an error; returns the exit code."""
-        code, message = _explain(error)
+        code, message = _explain(error, self.source)
         if self.debug:
             import traceback
 
@@ -92,8 +95,11 @@ class Run:
         return code
 
 
-def _explain(error: Exception) -> tuple[int, str]:
+def _explain(error: Exception, source: str | None) -> tuple[int, str]:
+    """Exit code and message; an error that is about the model names its file."""
     from sparsecc.errors import (
+        InvalidModel,
+        PlanConflict,
         SparseccError,
         TargetRefused,
         TargetUnavailable,
@@ -101,10 +107,14 @@ def _explain(error: Exception) -> tuple[int, str]:
         VerificationFailed,
     )
 
+    text = str(error)
+    about_model = isinstance(error, (InvalidModel, PlanConflict, UnsupportedModel, VerificationFailed))
+    if about_model and source is not None and source not in text:
+        text = f"{source}: {text}"
     if isinstance(error, (TargetRefused, TargetUnavailable, UnsupportedModel, VerificationFailed)):
-        return REFUSED, str(error)
+        return REFUSED, text
     if isinstance(error, SparseccError):
-        return USAGE, str(error)
+        return USAGE, text
     if isinstance(error, MemoryError):
         return REFUSED, "not enough memory for this model here; nothing was written"
     first = (str(error).strip() or "no message").splitlines()[0]
@@ -114,13 +124,15 @@ def _explain(error: Exception) -> tuple[int, str]:
 def command(*stages: str) -> Callable[[Callable[..., int | None]], Callable[..., None]]:
     """A command: adds ``--json`` and ``--debug``, starts its run, and ends with its exit code.
 
-    ``stages`` are those that it goes through where it takes long.
+    ``stages`` are those that it goes through where it takes long.  The argument ``model`` or ``file``
+    is what its errors are about.
     """
 
     def decorate(function: Callable[..., int | None]) -> Callable[..., None]:
         @functools.wraps(function)
         def wrapper(*, as_json: bool, debug: bool, **options: Any) -> None:
-            current = Run(as_json=as_json, debug=debug, stages=stages)
+            source = options.get("model", options.get("file"))
+            current = Run(as_json=as_json, debug=debug, stages=stages, source=source)
             # Whatever libraries and models print must not mix with the result.
             with contextlib.redirect_stdout(sys.stderr):
                 try:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from onnx import GraphProto, TensorProto
 
-from sparsecc.errors import UnsupportedModel
+from sparsecc.errors import UnsupportedModel, summary
 from sparsecc.onnxfile.cells import MAX_KNOWN, Cell, Tags, collapsed, common, computed, meta
 from sparsecc.onnxfile.model import subgraphs
 from sparsecc.onnxfile.quick import GROWING, moved_inputs, quick
@@ -30,7 +30,7 @@ class Misfit(Exception):
     def __init__(
         self, step: Step, position: tuple[int, ...], shapes: list[tuple[int, ...]], error: BaseException | str
     ) -> None:
-        super().__init__(f"{describe(step.node, step.index)}: {error}")
+        super().__init__(f"{describe(step.node, step.index)}: {summary(error)}")
         self.position = position
         self.shapes = shapes
 
@@ -44,6 +44,7 @@ class Execution:
         self.tags = Tags()
         self.cells: dict[str, Cell] = {}
         self.failed: list[str] = []
+        self.misfits: set[str] = set()
 
     def run(self, inputs: Mapping[str, Cell]) -> None:
         program = self.problem.program
@@ -65,7 +66,7 @@ class Execution:
         try:
             outputs = self._execute(program, step, given, cells, position)
         except (DataDependent, UnsupportedModel, NotImplementedError) as error:
-            return self._unknown(step, f"{describe(step.node, step.index)}: {error}")
+            return self._unknown(step, f"{describe(step.node, step.index)}: {summary(error)}")
         except Misfit as misfit:
             return self._misfit_within(step, misfit)
         except Exception as error:  # torch raises many kinds for sizes that do not fit
@@ -84,6 +85,7 @@ class Execution:
         if not self.tolerant:
             raise misfit
         self.failed.append(str(misfit))
+        self.misfits.update(step.node.output)
         return self._unknown(step, str(misfit))
 
     def _unknown(self, step: Step, why: str) -> list[Cell]:

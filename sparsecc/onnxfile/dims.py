@@ -10,7 +10,7 @@ from typing import TypeAlias
 import torch
 from onnx import TensorProto, ValueInfoProto
 
-from sparsecc.errors import InvalidOption
+from sparsecc.errors import InvalidOption, summary
 from sparsecc.onnxfile.abstract import COUNTING, Execution, Misfit
 from sparsecc.onnxfile.cells import MAX_KNOWN, MAX_KNOWN_FLOATS, Cell
 from sparsecc.onnxfile.model import TORCH_DTYPES, OnnxFile, to_torch
@@ -136,7 +136,7 @@ class Problem:
         try:
             return Cell(torch.empty(shape, dtype=dtype, device="meta"))
         except (RuntimeError, TypeError) as error:  # sizes that overflow
-            return Cell(None, why=f"input {info.name!r} has an impossible shape: {error}")
+            return Cell(None, why=f"input {info.name!r} has an impossible shape: {summary(error)}")
 
     def _progress(self, sizes: Mapping[DimKey, int]) -> tuple[tuple[int, ...], Execution | Misfit]:
         """How many nodes fit, and the finished run or the misfit."""

@@ -22,7 +22,7 @@ import onnx
 import torch
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 
-from sparsecc.errors import InvalidModel, UnsupportedModel
+from sparsecc.errors import InvalidModel, SparseccError, UnsupportedModel, summary
 from sparsecc.onnxfile.structure import check_structure, execution_order
 from sparsecc.onnxfile.tensors import (
     TORCH_DTYPES,
@@ -151,7 +151,7 @@ class OnnxFile:
                 f"cannot load an ONNX model from {type(source).__name__}; give a path, bytes, "
                 "onnx.ModelProto, onnx_ir.Model or onnx_graphsurgeon.Graph"
             )
-        model.validate()
+        model._validate_named()
         return model
 
     def derive(self, proto: ModelProto, payloads: Mapping[str, Array] | None = None) -> OnnxFile:
@@ -161,6 +161,15 @@ class OnnxFile:
         """
         merged = {**self.payloads, **(payloads or {})}
         return OnnxFile(proto, base_dir=self.base_dir, kind=self.kind, path=self.path, payloads=merged)
+
+    def _validate_named(self) -> None:
+        """``validate`` whose errors say which file they are about."""
+        try:
+            self.validate()
+        except SparseccError as error:
+            if self.path is None:
+                raise
+            raise type(error)(f"{self.path}: {error}") from error
 
     def validate(self) -> None:
         """Check everything that can be checked without computing; see ``load`` for the errors."""
@@ -189,7 +198,7 @@ class OnnxFile:
         except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
             return str(error).strip()
         except (EncodeError, ValueError) as error:
-            return f"cannot be checked: {error}"
+            return f"cannot be checked: {summary(error)}"
         return None
 
     # ------------------------------------------------------------------ structure
@@ -228,7 +237,8 @@ class OnnxFile:
                 proto = onnx.inliner.inline_local_functions(self.proto, convert)
             except Exception as error:  # the inliner raises bare RuntimeError from C++
                 raise UnsupportedModel(
-                    f"the model's local functions cannot be inlined: {error}; export without functions"
+                    f"the model's local functions cannot be inlined: {summary(error)}; "
+                    "export without functions"
                 ) from error
             used = {(_domain(node.domain), node.op_type) for graph in graphs(proto) for node in graph.node}
             left = [f.name for f in proto.functions if (_domain(f.domain), f.name) in used]
@@ -237,7 +247,9 @@ class OnnxFile:
         if left:
             names = ", ".join(left[:5])
             raise UnsupportedModel(f"local functions cannot be inlined: {names}; export without functions")
-        return self.derive(proto)
+        found = self.derive(proto)
+        found.validate()
+        return found
 
     # ------------------------------------------------------------------ weights
 
@@ -608,7 +620,7 @@ def _from_ir(source: Any) -> ModelProto:
     try:
         proto: ModelProto = sys.modules["onnx_ir"].to_proto(source)
     except Exception as error:  # whatever a half-built IR raises
-        raise InvalidModel(f"the onnx_ir model cannot be serialised: {error}") from error
+        raise InvalidModel(f"the onnx_ir model cannot be serialised: {summary(error)}") from error
     return proto
 
 
@@ -624,7 +636,7 @@ def _from_gs(source: Any) -> ModelProto:
     try:
         proto: ModelProto = sys.modules["onnx_graphsurgeon"].export_onnx(source)
     except Exception as error:  # whatever a half-built graph raises
-        raise InvalidModel(f"the onnx-graphsurgeon graph cannot be serialised: {error}") from error
+        raise InvalidModel(f"the onnx-graphsurgeon graph cannot be serialised: {summary(error)}") from error
     return proto
 
 

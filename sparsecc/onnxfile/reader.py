@@ -141,6 +141,8 @@ class _Reader:
         if entry is None:
             prefix = "" if node.domain in ("", "ai.onnx") else f"{node.domain}."
             return Spec(f"{prefix}{node.op_type}", everything)
+        if self.shapes.misfits.intersection(node.output):
+            return Spec(f"{node.op_type} (of operands that do not fit)", everything)
         if unknown is not None and opaque(node.domain, node.op_type) is None:
             return Spec(f"{node.op_type} (of a shape that is not known before it runs)", everything)
         try:

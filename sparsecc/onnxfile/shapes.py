@@ -59,13 +59,15 @@ class Shapes:
     """The result of ``infer``: one ``Info`` per value of the main graph, and the sizes used.
 
     ``dims`` holds the representative size of every dynamic dimension, ``other`` those of the second
-    assignment (None when only one was found).  ``failed`` names nodes that no assignment fitted.
+    assignment (None when only one was found).  ``failed`` names nodes that no assignment fitted, and
+    ``misfits`` holds their outputs, which may have declared shapes all the same.
     """
 
     values: dict[str, Info]
     dims: dict[DimKey, int]
     other: dict[DimKey, int] | None
     failed: list[str] = field(default_factory=list)
+    misfits: frozenset[str] = frozenset()
 
     def __getitem__(self, name: str) -> Info:
         return self.values[name]
@@ -119,7 +121,7 @@ def _result(
     if second is None and assignment:
         _mark_declared(model, values, assignment)
     failed = [*first.failed]
-    return Shapes(values, assignment, other, failed)
+    return Shapes(values, assignment, other, failed, frozenset(first.misfits))
 
 
 def _info(cell: Cell, twin: Cell | None, table: Tags) -> Info:

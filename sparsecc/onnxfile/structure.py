@@ -12,7 +12,7 @@ from sparsecc.errors import InvalidModel, UnsupportedModel
 
 MAX_DEPTH = 32
 """Subgraphs within subgraphs; what a serialised model can hold at all."""
-MAX_INLINED_NODES = 2_000_000
+MAX_INLINED_NODES = 100_000
 """Nodes after inlining of local functions; a few nested functions can stand for billions."""
 _AGAIN = "export the model again"
 
@@ -35,6 +35,7 @@ def check_structure(proto: ModelProto, min_opset: int) -> None:
     if not proto.graph.output:
         raise InvalidModel(f"the graph has no outputs, so nothing can be computed; {_AGAIN}")
     _check_graph(proto.graph, frozenset(), opsets, frozenset(functions))
+    _check_references(proto.graph)
     for function in functions.values():
         _check_function(function, opsets, frozenset(functions))
 
@@ -155,6 +156,19 @@ def _check_graph(
     execution_order(graph)
 
 
+def _check_references(graph: GraphProto) -> None:
+    """Only nodes of functions may take an attribute of the call."""
+    for index, node in enumerate(graph.node):
+        for attribute in node.attribute:
+            if attribute.ref_attr_name:
+                raise InvalidModel(
+                    f"{describe(node, index)}: its attribute {attribute.name!r} refers to one of a function, "
+                    f"but the node is in none; {_AGAIN}"
+                )
+        for subgraph in _subgraphs(node):
+            _check_references(subgraph)
+
+
 def _check_nodes(
     nodes: Sequence[NodeProto],
     visible: frozenset[str],
@@ -173,6 +187,7 @@ def _check_nodes(
                     f"the file is incomplete, {_AGAIN}"
                 )
         _check_operator(node, index, opsets, functions)
+        _unique((a.name for a in node.attribute), f"{describe(node, index)}: attribute")
         for subgraph in _subgraphs(node):
             _check_graph(subgraph, visible, opsets, functions, depth + 1)
 

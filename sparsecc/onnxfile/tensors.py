@@ -16,6 +16,9 @@ from sparsecc.errors import InvalidModel, UnsupportedModel
 
 Array: TypeAlias = "npt.NDArray[Any]"
 
+MAX_RANK = 64
+"""Axes of a tensor; numpy and torch have no more."""
+
 _BITS: dict[int, int] = {
     TensorProto.FLOAT: 32, TensorProto.UINT8: 8, TensorProto.INT8: 8, TensorProto.UINT16: 16,
     TensorProto.INT16: 16, TensorProto.INT32: 32, TensorProto.INT64: 64, TensorProto.BOOL: 8,
@@ -128,6 +131,8 @@ def constant_attribute(attribute: AttributeProto) -> Array:
 def declared_size(tensor: TensorProto) -> tuple[int, int]:
     """Elements and bytes that a tensor declares; no memory is allocated for them."""
     name = tensor.name or "of a Constant"
+    if len(tensor.dims) > MAX_RANK:
+        raise InvalidModel(f"tensor {name!r} has {len(tensor.dims)} axes; the file is damaged")
     count = 1
     for dim in tensor.dims:
         if not 0 <= dim <= 1 << 48:

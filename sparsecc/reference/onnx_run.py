@@ -16,7 +16,8 @@ import numpy.typing as npt
 import torch
 from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto
 
-from sparsecc.errors import InvalidModel, InvalidOption, SparseccError, UnsupportedModel
+from sparsecc.errors import InvalidModel, InvalidOption, SparseccError, UnsupportedModel, summary
+from sparsecc.memory import out_of_memory
 from sparsecc.onnxfile.model import TORCH_DTYPES, OnnxFile, subgraphs, to_numpy, to_torch, type_name
 from sparsecc.onnxfile.structure import describe, execution_order, free_names, uses
 from sparsecc.reference.onnx_ops import Ctx, DataDependent, Op, Value, find
@@ -174,11 +175,14 @@ class Runner:
         except SparseccError as error:
             raise type(error)(f"{describe(step.node, step.index)}: {error}") from error
         except DataDependent as error:
-            raise UnsupportedModel(f"{describe(step.node, step.index)}: {error}") from error
+            raise UnsupportedModel(f"{describe(step.node, step.index)}: {summary(error)}") from error
         except Exception as error:  # torch and numpy raise many kinds for shapes that do not fit
+            if out_of_memory(error):
+                raise
             shapes = [list(a.shape) if isinstance(a, (torch.Tensor, np.ndarray)) else None for a in args]
             raise InvalidModel(
-                f"{describe(step.node, step.index)} does not compute on inputs of shapes {shapes}: {error}"
+                f"{describe(step.node, step.index)} does not compute on inputs of shapes {shapes}: "
+                f"{summary(error)}"
             ) from error
 
     def _call(

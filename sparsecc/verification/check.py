@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from sparsecc import __version__
@@ -134,12 +135,30 @@ def _floating(y: Any) -> bool:
 def _pairs(subject: Subject, ours: Outputs, theirs: Outputs) -> Iterator[tuple[str, Any, Any]]:
     if len(ours) != len(theirs):
         raise UnsupportedModel(f"the result has {len(ours)} outputs, the original {len(theirs)}")
-    yield from zip(subject.output_names, ours, theirs, strict=True)
+    for name, a, b in zip(subject.output_names, ours, theirs, strict=True):
+        yield from _items(name, a, b)
+
+
+def _items(name: str, ours: Any, theirs: Any) -> Iterator[tuple[str, Any, Any]]:
+    """An output, or the items of one that is a sequence."""
+    lists = isinstance(ours, (list, tuple)) and isinstance(theirs, (list, tuple))
+    if not lists or len(ours) != len(theirs):
+        yield name, ours, theirs
+        return
+    for place, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+        yield from _items(f"{name}[{place}]", a, b)
 
 
 def _exact(name: str, ours: Any, theirs: Any, inputs: str) -> Check:
-    same = torch.equal(ours, theirs) if isinstance(ours, torch.Tensor) else ours == theirs
-    return Check("outputs that are no floats", "differs", 0.0 if same else 1.0, 0.0, inputs, name)
+    return Check(
+        "outputs that are no floats", "differs", 0.0 if _same(ours, theirs) else 1.0, 0.0, inputs, name
+    )
+
+
+def _same(ours: Any, theirs: Any) -> bool:
+    if isinstance(ours, torch.Tensor) or isinstance(theirs, torch.Tensor):
+        return type(ours) is type(theirs) and torch.equal(ours, theirs)
+    return type(ours) is type(theirs) and bool(np.all(ours == theirs))
 
 
 def distance(ours: torch.Tensor, theirs: torch.Tensor) -> tuple[float, float]:
@@ -217,9 +236,8 @@ def _is_constant(y: Any) -> bool:
 
 
 def _differ(ours: Outputs, theirs: Outputs) -> bool:
-    return any(
-        isinstance(a, torch.Tensor) and not torch.equal(a, b) for a, b in zip(ours, theirs, strict=True)
-    )
+    items = (item for a, b in zip(ours, theirs, strict=True) for item in _items("", a, b))
+    return any(isinstance(a, torch.Tensor) and not _same(a, b) for _, a, b in items)
 
 
 def _versions() -> dict[str, str]:

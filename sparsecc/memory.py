@@ -1,0 +1,32 @@
+"""Running out of memory is a property of the model and the machine, not a defect."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sparsecc.errors import UnsupportedModel
+
+_SIGNS = ("can't allocate memory", "not enough memory", "out of memory", "bad_alloc")
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that memory ran out; torch has no type of its own for that on CPUs."""
+    text = str(error)
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(sign in text for sign in _SIGNS)
+    )
+
+
+@contextmanager
+def within_memory() -> Iterator[None]:
+    """Raise UnsupportedModel where what is done inside runs out of memory; also usable as a decorator."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        raise UnsupportedModel(
+            "the model does not fit in memory at the sizes that it is run with; give example inputs with "
+            "smaller dynamic sizes, or use a machine with more memory"
+        ) from error
