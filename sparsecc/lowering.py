@@ -10,7 +10,7 @@ from sparsecc.axes.analysis import Analysis, Keeps
 from sparsecc.axes.solver import Facts
 from sparsecc.axes.terms import Keep, Term, resolve
 from sparsecc.blocks import dropped
-from sparsecc.errors import InvalidOption, PlanConflict
+from sparsecc.errors import InvalidOption
 from sparsecc.graph import Call
 from sparsecc.plan import Action, Bypass, Decision, Plan, SetAttr, SetShape, Skip, Take
 
@@ -28,7 +28,7 @@ def lower(
     """The plan that keeps ``kept[group]`` of every named group (boolean masks).
 
     Raises InvalidOption for a mask of the wrong length or an empty one, KeyError for an unknown
-    group, PlanConflict where the choice has no consistent graph.
+    group.
     """
     for name, mask in kept.items():
         group = analysis.group(name)
@@ -149,7 +149,7 @@ def _is_bound(call: Call, name: str, keeps: Keeps) -> bool:
 
 
 def _sizes(call: Call, terms: Sequence[Term], keeps: Keeps) -> tuple[int | None, ...]:
-    """New sizes of a spelled-out shape; a dynamic entry that shrinks is inferred."""
+    """New sizes of a spelled-out shape; -1 for a dynamic entry that shrinks."""
     out: list[int | None] = []
     value = call.outputs[0]
     for dim, term in enumerate(terms):
@@ -158,9 +158,4 @@ def _sizes(call: Call, terms: Sequence[Term], keeps: Keeps) -> tuple[int | None,
             out.append(None)
         else:
             out.append(-1 if value.is_dynamic(dim) else count)
-    if out.count(-1) > 1:
-        raise PlanConflict(
-            f"{call.describe()}: two dynamic sizes of its shape would change; "
-            "exclude the groups of one of them"
-        )
     return tuple(out)

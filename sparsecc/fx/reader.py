@@ -92,7 +92,7 @@ class _Reader:
             shape=tuple(shape) if static else self.shapes.shape(fake),
             dtype=str(fake.dtype)[6:],
             kind=kind,
-            dynamic=() if static else tuple(type(n) is not int for n in shape),
+            dynamic=() if static else tuple(map(_varies, shape)),
             example=() if static else self.shapes.example(fake),
         )
 
@@ -130,6 +130,11 @@ class _Reader:
         self.calls.append(
             Call(op, node.name, inputs, tuple(outputs), attrs, where(node), node, tuple(operands))
         )
+
+
+def _varies(size: int | torch.SymInt) -> bool:
+    """Whether a size depends on the inputs; torch.export writes some that do not as expressions."""
+    return not isinstance(size, int) and size.node.maybe_as_int() is None
 
 
 def _every_tensor(node: Node) -> list[Node]:

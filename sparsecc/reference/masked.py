@@ -15,7 +15,7 @@ import torch
 from sparsecc.axes.analysis import Keeps
 from sparsecc.axes.solver import Facts
 from sparsecc.axes.terms import Keep
-from sparsecc.errors import UnsupportedModel
+from sparsecc.errors import PlanConflict
 from sparsecc.graph import Call
 
 Tensors = list[torch.Tensor | None]
@@ -47,9 +47,10 @@ class Masked:
             return default(operands)
         rule = _REDUCTIONS.get(call.op)
         if rule is None:
-            raise UnsupportedModel(
+            raise PlanConflict(
                 f"{call.describe()} reduces over a pruned axis in a way without masked semantics; "
-                "exclude the groups on this axis"
+                "exclude the groups on this axis",
+                node=call.name,
             )
         return rule(call, operands, pruned, masks, default)
 
@@ -60,7 +61,9 @@ class Masked:
             keep = masks[index][dim] if masks[index] else None
             if keep is not None:
                 if index != 0:
-                    raise UnsupportedModel(f"{call.describe()} reduces over a pruned axis of operand {index}")
+                    raise PlanConflict(
+                        f"{call.describe()} reduces over a pruned axis of operand {index}", node=call.name
+                    )
                 found[dim % len(masks[index])] = keep
         return found
 
