@@ -10,7 +10,7 @@ from sparsecc.axes.analysis import Analysis, Keeps
 from sparsecc.axes.solver import Facts
 from sparsecc.axes.terms import Keep, Term, resolve
 from sparsecc.blocks import dropped
-from sparsecc.errors import InvalidOption
+from sparsecc.errors import InvalidOption, PlanConflict
 from sparsecc.graph import Call
 from sparsecc.plan import Action, Bypass, Decision, Plan, SetAttr, SetShape, Skip, Take
 
@@ -28,7 +28,7 @@ def lower(
     """The plan that keeps ``kept[group]`` of every named group (boolean masks).
 
     Raises InvalidOption for a mask of the wrong length or an empty one, KeyError for an unknown
-    group.
+    group, PlanConflict where sizes that an operator tells apart become equal.
     """
     for name, mask in kept.items():
         group = analysis.group(name)
@@ -37,6 +37,7 @@ def lower(
         if not np.any(mask):
             raise InvalidOption(f"{name}: at least one position must stay")
     keeps = analysis.keeps(kept)
+    _check_distinct(analysis, keeps)
     gone = dropped(analysis.view, (a for a in extra if isinstance(a, Bypass)))
     takes = [t for t in _takes(analysis, keeps) if t.weight not in gone.weights]
     sizes = [a for a in _node_actions(analysis, keeps) if a.node not in gone.calls]
@@ -55,6 +56,17 @@ def lower(
         shapes=_shapes_of(analysis, named),
         recipe=recipe,
     )
+
+
+def _check_distinct(analysis: Analysis, keeps: Keeps) -> None:
+    for call, facts in analysis.solver.facts.items():
+        for left, right in facts.distinct:
+            if keeps.count(left) == keeps.count(right):
+                raise PlanConflict(
+                    f"{call.describe()} tells two axes apart by their sizes, and of both "
+                    f"{keeps.count(left)} positions would stay",
+                    axes=[left if keeps.mask(left) is not None else right],
+                )
 
 
 def kept_of(analysis: Analysis, plan: Plan) -> dict[str, Keep]:

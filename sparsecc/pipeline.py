@@ -150,8 +150,9 @@ def settle(
     scores = saliency(analysis) if saliency is not None else Saliency(analysis)
     while True:
         progress("plan")
-        plan = decide(analysis, passes, scores)
+        plan = None
         try:
+            plan = decide(analysis, passes, scores)
             return finish(subject, plan, verify=verify, latency=latency, progress=progress)
         except PlanConflict as error:
             groups = _at_fault(analysis, plan, error)
@@ -160,8 +161,8 @@ def settle(
             analysis.freeze(groups, Reason("no such graph", str(error)))
 
 
-def _at_fault(analysis: Analysis, plan: Plan, error: PlanConflict) -> list[Group]:
-    """Groups that the plan cuts and that the axes of a conflict are made of."""
+def _at_fault(analysis: Analysis, plan: Plan | None, error: PlanConflict) -> list[Group]:
+    """Groups that the axes of a conflict are made of, and that the plan cuts where there is one."""
     axes: list[Term] = list(error.axes)
     for call in analysis.view.calls:
         if call.name == error.node:
@@ -170,7 +171,7 @@ def _at_fault(analysis: Analysis, plan: Plan, error: PlanConflict) -> list[Group
             ]
             axes += [t for v in call.outputs for t in analysis.solver.axes[v]]
     found = {a for t in axes for a in atoms(t)}
-    cut = {d.group for d in plan.decisions}
+    cut = {g.name for g in analysis.groups} if plan is None else {d.group for d in plan.decisions}
     return [g for g in analysis.groups if g.name in cut and found.intersection(atoms(g.term))]
 
 

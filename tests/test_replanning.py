@@ -196,6 +196,27 @@ def test_a_flattened_axis_whose_dynamic_factor_is_split_later() -> None:
     assert kept(result) == {"conv.weight[0]": (4, 8)}
 
 
+class Projected(nn.Module):
+    """An LSTM with a projection: the operator knows that there is one by the two sizes being different."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(5, 8, proj_size=4, batch_first=True)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.lstm(x)[0])  # type: ignore[no-any-return]
+
+
+def test_sizes_that_an_operator_tells_apart_do_not_become_equal() -> None:
+    result = sparsecc.prune(
+        Projected(), (torch.randn(2, 4, 5),), recipe="ChannelPruning(sparsity=0.5, multiple_of=4)"
+    )
+    assert result.certificate.status == "VERIFIED"
+    assert frozen(result) >= {"lstm.weight_hr_l0"}
+    assert kept(result) == {}
+
+
 # -- the loop itself ----------------------------------------------------------------------------------
 
 

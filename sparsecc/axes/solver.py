@@ -30,13 +30,14 @@ class Facts:
     ``contractions`` and ``reductions`` are (operand, dim) pairs.  ``sizes`` maps an attribute to
     the terms whose kept counts give its new value: a list gives a list, a tuple inside a list is
     summed.  ``pins`` are values that must stay what they were although the size that they derive
-    from changes: attribute -> (value, term).
+    from changes: attribute -> (value, term).  ``distinct`` are axes whose sizes must not become equal.
     """
 
     contractions: list[tuple[int, int]] = field(default_factory=list)
     reductions: list[tuple[int, int]] = field(default_factory=list)
     sizes: dict[str, list[tuple[Term, ...]] | tuple[Term, ...]] = field(default_factory=dict)
     pins: dict[str, tuple[object, Term]] = field(default_factory=dict)
+    distinct: list[tuple[Term, Term]] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -153,6 +154,10 @@ class Solver:
     def pin(self, call: Call, name: str, value: object, term: Term) -> None:
         """Attribute ``name`` must be written out as ``value`` once ``term`` is pruned."""
         self._facts(call).pins[name] = (value, term)
+
+    def differ(self, call: Call, left: Term, right: Term) -> None:
+        """The call tells two axes apart by their sizes, which must not become equal."""
+        self._facts(call).distinct.append((left, right))
 
     def broadcast(self, call: Call, operands: Sequence[Axes], shape: Sequence[int]) -> list[Term]:
         """Axes of the broadcast of ``operands``; axes of size 1 are free."""
