@@ -17,7 +17,7 @@ from sparsecc.errors import InvalidOption, TargetRefused
 from sparsecc.lowered import certify_artifact, check_lowered, lowered
 from sparsecc.memory import within_memory
 from sparsecc.passes import ChannelPruning, DeadChannelElimination, HeadPruning, known
-from sparsecc.pipeline import Progress, Pruned, decide, finish, open_subject, run, silent
+from sparsecc.pipeline import Progress, Pruned, open_subject, run, settle, silent
 from sparsecc.plan import Plan
 from sparsecc.recipe import Recipe, steps
 from sparsecc.saliency import Saliency, criterion
@@ -260,11 +260,7 @@ def _build(
     progress("capture")
     subject: Subject = open_subject(model, example_inputs, dynamic_shapes=dynamic_shapes)
     require_accepted(back_end, spec, subject.view)
-    progress("analyse")
-    analysis = subject.analysis
-    progress("plan")
-    plan = decide(analysis, passes)
-    result = finish(subject, plan, verify=verify, progress=progress)
+    result = settle(subject, passes, verify=verify, progress=progress)
     progress("lower")
     model_file, signature = lowered(result)
     artifact = back_end.build(

@@ -5,6 +5,9 @@ A message says what is wrong, where (node, parameter, source line or file) and w
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 
 def summary(error: BaseException | str, limit: int = 400) -> str:
     """What another library said, as part of a message: one line of printable text, not without an end."""
@@ -30,7 +33,16 @@ class InvalidModel(SparseccError, ValueError):
 
 
 class PlanConflict(SparseccError):
-    """A plan does not fit the model that it is applied to, or contradicts itself."""
+    """A plan does not fit the model that it is applied to, or no graph expresses it.
+
+    ``axes`` (terms) and ``node`` (a call's name) tell which axes should have stayed whole, where that is
+    known: the pipeline freezes them and plans again.
+    """
+
+    def __init__(self, *message: object, axes: Iterable[Any] = (), node: str = "") -> None:
+        super().__init__(*message)
+        self.axes = tuple(axes)
+        self.node = node
 
 
 class TargetRefused(SparseccError):

@@ -32,7 +32,7 @@ def lower(
 
     Raises InvalidOption for a mask of the wrong length, one that is empty or that leaves an axis without
     positions (``Analysis.feasible`` makes a choice that does not), KeyError for an unknown group,
-    PlanConflict where the choice has no consistent graph.
+    PlanConflict where sizes that an operator tells apart become equal.
     """
     for name, mask in kept.items():
         group = analysis.group(name)
@@ -44,6 +44,7 @@ def lower(
     empty = next(analysis.emptied(keeps), None)
     if empty is not None:
         raise InvalidOption(f"an axis {empty!r} would keep none of its positions; keep at least one")
+    _check_distinct(analysis, keeps)
     gone = dropped(analysis.view, (a for a in extra if isinstance(a, Bypass)))
     cuts = (*_takes(analysis, keeps), *_constant_actions(analysis, keeps))
     takes = [t for t in cuts if t.weight not in gone.weights]
@@ -63,6 +64,17 @@ def lower(
         shapes=_shapes_of(analysis, named),
         recipe=recipe,
     )
+
+
+def _check_distinct(analysis: Analysis, keeps: Keeps) -> None:
+    for call, facts in analysis.solver.facts.items():
+        for left, right in facts.distinct:
+            if keeps.count(left) == keeps.count(right):
+                raise PlanConflict(
+                    f"{call.describe()} tells two axes apart by their sizes, and of both "
+                    f"{keeps.count(left)} positions would stay",
+                    axes=[left if keeps.mask(left) is not None else right],
+                )
 
 
 def kept_of(analysis: Analysis, plan: Plan) -> dict[str, Keep]:
@@ -184,7 +196,7 @@ def _is_bound(call: Call, name: str, keeps: Keeps) -> bool:
 
 
 def _sizes(call: Call, terms: Sequence[Term], keeps: Keeps) -> tuple[int | None, ...]:
-    """New sizes of a spelled-out shape; a dynamic entry that shrinks is inferred."""
+    """New sizes of a spelled-out shape; -1 for a dynamic entry that shrinks."""
     out: list[int | None] = []
     value = call.outputs[0]
     for dim, term in enumerate(terms):
@@ -193,9 +205,4 @@ def _sizes(call: Call, terms: Sequence[Term], keeps: Keeps) -> tuple[int | None,
             out.append(None)
         else:
             out.append(-1 if value.is_dynamic(dim) else count)
-    if out.count(-1) > 1:
-        raise PlanConflict(
-            f"{call.describe()}: two dynamic sizes of its shape would change; "
-            "exclude the groups of one of them"
-        )
     return tuple(out)

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from sparsecc.axes.analysis import Analysis
-from sparsecc.axes.terms import Keep
+from sparsecc.axes.analysis import Analysis, Group
+from sparsecc.axes.terms import Keep, Reason, Term, atoms
 from sparsecc.blocks import dropped, lost
-from sparsecc.errors import InvalidOption
+from sparsecc.errors import InvalidOption, PlanConflict
 from sparsecc.lowering import lower
 from sparsecc.plan import Action, Bypass, Plan, Skip
 from sparsecc.report import Report
@@ -128,11 +128,51 @@ def run(
     """
     progress("capture")
     subject = open_subject(model, example_inputs, dynamic_shapes=dynamic_shapes)
+    return settle(subject, passes, verify=verify, saliency=saliency, latency=latency, progress=progress)
+
+
+def settle(
+    subject: Subject,
+    passes: Sequence[Pass],
+    *,
+    verify: bool = True,
+    saliency: Any = None,
+    latency: bool = False,
+    progress: Progress = silent,
+) -> Pruned:
+    """Let ``passes`` decide, apply the joint plan and verify it.
+
+    Groups that only then turn out to have no graph without them (a size that nothing can compute) are
+    frozen, with the reason, and the rest is planned again: every round freezes at least one more.
+    """
     progress("analyse")
     analysis = subject.analysis
-    progress("plan")
-    plan = decide(analysis, passes, saliency(analysis) if saliency is not None else Saliency(analysis))
-    return finish(subject, plan, verify=verify, latency=latency, progress=progress)
+    scores = saliency(analysis) if saliency is not None else Saliency(analysis)
+    while True:
+        progress("plan")
+        plan = None
+        try:
+            plan = decide(analysis, passes, scores)
+            return finish(subject, plan, verify=verify, latency=latency, progress=progress)
+        except PlanConflict as error:
+            groups = _at_fault(analysis, plan, error)
+            if not groups:
+                raise
+            analysis.freeze(groups, Reason("no such graph", str(error)))
+
+
+def _at_fault(analysis: Analysis, plan: Plan | None, error: PlanConflict) -> list[Group]:
+    """Groups that the axes of a conflict are made of, and that the plan cuts where there is one."""
+    axes: list[Term] = list(error.axes)
+    for call in analysis.view.calls:
+        if call.name == error.node:
+            axes += [
+                t for i, v in enumerate(call.inputs) if v is not None for t in analysis.solver.of(call, i)
+            ]
+            axes += [t for v in call.outputs for t in analysis.solver.axes[v]]
+    found = {a for t in axes for a in atoms(t)}
+    cut = {g.name for g in analysis.groups} if plan is None else {d.group for d in plan.decisions}
+    return [g for g in analysis.groups if g.name in cut and found.intersection(atoms(g.term))]
 
 
 def finish(
@@ -143,7 +183,10 @@ def finish(
     latency: bool = False,
     progress: Progress = silent,
 ) -> Pruned:
-    """Apply a plan to a captured model and verify the result."""
+    """Apply a plan to a captured model and verify the result.
+
+    Raises PlanConflict where no graph expresses the plan, VerificationFailed where the result is wrong.
+    """
     progress("edit")
     kept = subject.kept(plan)
     applied = subject.apply(plan, kept)

@@ -81,7 +81,7 @@ class SetAttr:
 
 @dataclass(frozen=True)
 class SetModule:
-    """A new value for a Python attribute of a module (``out_channels``, ``num_heads``, ...)."""
+    """A new value for a Python attribute of a module (``out_channels``, ``config.hidden_size``, ...)."""
 
     module: str
     name: str

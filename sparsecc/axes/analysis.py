@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,8 +13,20 @@ from typing import Literal
 import numpy as np
 
 from sparsecc.axes.solver import Solver
-from sparsecc.axes.terms import Keep, Reason, Term, atoms, expand_mask, fold, holds_pick, keep_mask, resolve
-from sparsecc.errors import UnsupportedModel
+from sparsecc.axes.terms import (
+    Keep,
+    Reason,
+    Term,
+    atoms,
+    expand_mask,
+    factors,
+    fold,
+    holds_pick,
+    keep_mask,
+    resolve,
+)
+from sparsecc.axes.unify import freeze
+from sparsecc.errors import PlanConflict, UnsupportedModel
 from sparsecc.graph import Call, Value, View
 
 GroupKind = Literal["channel", "head", "head_dim"]
@@ -87,6 +100,28 @@ class Analysis:
         out = copy.copy(self)
         out.groups = list(groups)
         return out
+
+    def freeze(self, groups: Iterable[Group], reason: Reason) -> None:
+        """Let whole groups stay, for a reason that only showed when a graph was made of a plan."""
+        gone = {g.name for g in groups}
+        for group in (g for g in self.groups if g.name in gone):
+            freeze(group.term, reason)
+            self.frozen += [Frozen(m.weight, m.axis, group.size, reason) for m in group.members]
+        self.groups = [g for g in self.groups if g.name not in gone]
+        self._by_name = {g.name: g for g in self.groups}
+
+    @cached_property
+    def dynamic(self) -> frozenset[Term]:
+        """Atoms whose size depends on the sizes of the graph's inputs."""
+        varying = [
+            resolve(term)
+            for value, axes in self.solver.axes.items()
+            for dim, term in enumerate(axes)
+            if value.is_dynamic(dim)
+        ]
+        alone = {t for t in varying if t.kind == "atom"}
+        hidden = [found for t in varying if alone.isdisjoint(found := atoms(t))]
+        return frozenset(alone.union(*hidden))
 
     def _collect(self) -> tuple[list[Group], list[Frozen]]:
         members: dict[Term, list[Member]] = {}
@@ -234,7 +269,7 @@ class Keeps:
     def fitted(self, axes: Sequence[Term], shape: Sequence[int] | None) -> list[Keep | None]:
         """Masks of the axes of a tensor, which also tells how long dynamic axes are in this run.
 
-        Raises UnsupportedModel where a pruned axis has dynamic factors that no tensor showed alone.
+        Raises PlanConflict where a pruned axis has dynamic factors that no tensor showed alone.
         """
         if shape is None:
             return self.masks(axes)
@@ -246,10 +281,17 @@ class Keeps:
                 "the model declares are wrong, export it again"
             )
         for term, size in zip(axes, shape, strict=True):
-            root = resolve(term)
-            if root.kind == "atom" and root.size != size:
-                self._sizes[root] = size
+            if resolve(term).size != size:
+                self._learn(term, size)
         return [self._fitted(t, n) for t, n in zip(axes, shape, strict=True)]
+
+    def _learn(self, term: Term, size: int) -> None:
+        """Read the size of a dynamic atom off an axis of which it is the only dynamic factor."""
+        parts = factors(term)
+        varying = [p for p in parts if p in self.analysis.dynamic] if len(parts) > 1 else parts
+        rest = math.prod(p.size for p in parts if p not in varying)
+        if len(varying) == 1 and all(p.kind == "atom" for p in parts) and size % rest == 0:
+            self._sizes[varying[0]] = size // rest
 
     def _fitted(self, term: Term, size: int) -> Keep | None:
         mask = self.mask(term)
@@ -257,10 +299,11 @@ class Keeps:
             return mask
         full = expand_mask(term, self.chosen, self._sizes)
         if len(full) != size:
-            raise UnsupportedModel(
+            raise PlanConflict(
                 f"an axis {resolve(term)!r} of {size} positions is pruned, but the sizes of its dynamic "
                 "factors are not known; capture the model with static sizes, or exclude the groups on this "
-                "axis"
+                "axis",
+                axes=[term],
             )
         return full
 

@@ -26,6 +26,8 @@ def recurrent_torch(s: Solver, c: Call) -> list[list[Term]]:
     projected = per == (5 if a["biased"] else 3)
     hidden = atom(hidden_size, f"{c.name}.hidden")
     out = atom(c.outputs[1].shape[-1], f"{c.name}.projection") if projected else hidden
+    if projected:
+        s.differ(c, out, hidden)  # the operator has no other sign of a projection
     gates = s.frozen(a["gates"], "gates", "stacks its gates")
     current: Term = x[-1]
     for term in x[:-1]:

@@ -30,7 +30,8 @@ class Facts:
     the terms whose kept counts give its new value: a list gives a list, a tuple inside a list is
     summed.  ``pins`` are values that must stay what they were although the size that they derive
     from changes: attribute -> (value, term).  ``indices`` maps an operand that holds known positions of
-    an axis to that axis: where it shrinks, the numbers have to follow.
+    an axis to that axis: where it shrinks, the numbers have to follow.  ``distinct`` are axes whose sizes
+    must not become equal.
     """
 
     contractions: list[tuple[int, int]] = field(default_factory=list)
@@ -38,6 +39,7 @@ class Facts:
     sizes: dict[str, list[tuple[Term, ...]] | tuple[Term, ...]] = field(default_factory=dict)
     pins: dict[str, tuple[object, Term]] = field(default_factory=dict)
     indices: dict[int, Term] = field(default_factory=dict)
+    distinct: list[tuple[Term, Term]] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -179,6 +181,10 @@ class Solver:
     def positions(self, call: Call, index: int, term: Term) -> None:
         """The known numbers of operand ``index`` are positions of the axis ``term``."""
         self._facts(call).indices[index] = term
+
+    def differ(self, call: Call, left: Term, right: Term) -> None:
+        """The call tells two axes apart by their sizes, which must not become equal."""
+        self._facts(call).distinct.append((left, right))
 
     def broadcast(self, call: Call, operands: Sequence[Axes], shape: Sequence[int]) -> list[Term]:
         """Axes of the broadcast of ``operands``; axes of size 1 are free."""

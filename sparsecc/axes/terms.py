@@ -91,6 +91,11 @@ def flatten(parts: Sequence[Term], kind: str) -> list[Term]:
     return flat
 
 
+def factors(term: Term) -> list[Term]:
+    """What an axis is the product of, outer to inner: the axis alone where it is no product."""
+    return flatten([term], "product")
+
+
 def product(parts: Sequence[Term]) -> Term:
     """The axis whose positions are tuples of positions of ``parts``, the last varying fastest."""
     flat = [p for p in flatten(parts, "product") if p.size != 1]

@@ -189,7 +189,8 @@ def _set_shape(node: Node, action: SetShape) -> None:
             continue
         if size == -1 and -1 in [s for s in spelled if isinstance(s, int)]:
             raise PlanConflict(
-                f"{node.name}: two of its sizes would have to be inferred; exclude one of the groups"
+                f"{node.name}: two of its sizes would have to be inferred; exclude one of the groups",
+                node=action.node,
             )
         spelled[i] = size
     assign(node, name, spelled)
@@ -213,7 +214,7 @@ def _set_attr(node: Node, action: SetAttr) -> None:
     elif name == "sizes":
         _set_split(node, bound, value)
     else:
-        raise PlanConflict(f"{node.name}: {node.target} has no {name!r} to set")
+        raise PlanConflict(f"{node.name}: {node.target} has no {name!r} to set", node=action.node)
 
 
 def _replace(node: Node, bound: dict[str, Any], argument: str, value: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import math
 import operator
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +26,7 @@ from sparsecc.graph import Call, View
 from sparsecc.plan import Bypass, Plan, Replace, SetAttr, SetModule, SetShape
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Diverged(Exception):
     """The edited class does not do what the plan says; ``where`` is the first place that shows it."""
 
@@ -58,7 +59,7 @@ def narrowed(module: nn.Module, plan: Plan, tied: dict[str, str]) -> nn.Module:
     except Exception as error:  # deepcopy runs the model's own code
         raise Diverged(type(module).__name__, f"the module cannot be copied: {error}") from error
     for action in plan.of(SetModule):
-        _assign(out.get_submodule(action.module), action.name, action.value)
+        assign(out.get_submodule(action.module), action.name, action.value)
     shorter: dict[str, set[int]] = {}
     for action in replaced:
         if action.by == "nothing":
@@ -109,9 +110,12 @@ def _edited(tensor: torch.Tensor, actions: WeightActions, name: str) -> torch.Te
     return data
 
 
-def _assign(module: nn.Module, name: str, value: Any) -> None:
-    current = getattr(module, name)
-    setattr(module, name, type(current)(value) if isinstance(current, (tuple, list)) else value)
+def assign(module: nn.Module, name: str, value: Any) -> None:
+    """Set an attribute, or one of an attribute (``config.hidden_size``); a list stays a list."""
+    *outer, leaf = name.split(".")
+    holder: Any = functools.reduce(getattr, outer, module)
+    current = getattr(holder, leaf, None)
+    setattr(holder, leaf, type(current)(value) if isinstance(current, (tuple, list)) else value)
 
 
 # -- which attributes have to change -----------------------------------------------------------------
@@ -377,14 +381,7 @@ def accepted(
     Raises Diverged with the first node that differs from the plan in an operator, an axis, a
     literal that reaches data, or an operand.
     """
-    try:
-        again = recapture(module, program)
-    except SparseccError as error:
-        raise Diverged(type(module).__name__, f"cannot be exported again: {error}") from error
-    except Exception as error:  # the model's own code runs
-        raise Diverged(
-            type(module).__name__, f"cannot be exported again: {type(error).__name__}: {error}"
-        ) from error
+    again = recaptured(module, program)
     calls = {call.raw: call for call in view.calls}
     gone = dropped(view, plan.of(Bypass)).calls
     ours, theirs = [n for n in _operators(program) if _origin(n) not in gone], _operators(again)
@@ -403,6 +400,18 @@ def accepted(
     if len(ours) != len(theirs):
         raise Diverged(type(module).__name__, f"exports {len(theirs)} operators instead of {len(ours)}")
     return again
+
+
+def recaptured(module: nn.Module, program: Program) -> Program:
+    """Another export like that of ``program``; raises Diverged where the module cannot be exported."""
+    try:
+        return recapture(module, program)
+    except SparseccError as error:
+        raise Diverged(type(module).__name__, f"cannot be exported again: {error}") from error
+    except Exception as error:  # the model's own code runs
+        raise Diverged(
+            type(module).__name__, f"cannot be exported again: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _operators(program: Program) -> list[Node]:

@@ -96,7 +96,7 @@ class _Reader:
             shape=tuple(shape) if static else self.shapes.shape(fake),
             dtype=str(fake.dtype)[6:],
             kind=kind,
-            dynamic=() if static else tuple(type(n) is not int for n in shape),
+            dynamic=() if static else tuple(map(_varies, shape)),
             example=() if static else self.shapes.example(fake),
         )
 
@@ -181,6 +181,11 @@ def _makes_tensors(node: Node) -> bool:
 
 def _leaves(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _varies(size: int | torch.SymInt) -> bool:
+    """Whether a size depends on the inputs; torch.export writes some that do not as expressions."""
+    return not isinstance(size, int) and size.node.maybe_as_int() is None
 
 
 def _every_tensor(node: Node) -> list[Node]:

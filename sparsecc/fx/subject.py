@@ -13,22 +13,24 @@ import torch
 from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
-from sparsecc.axes.analysis import Analysis
+from sparsecc.axes.analysis import Analysis, Keeps
 from sparsecc.axes.terms import Keep
 from sparsecc.errors import InvalidOption, SparseccError, UnsupportedModel
 from sparsecc.fx.capture import Program, capture, evaluating, recapture
+from sparsecc.fx.config import changed, descriptions, has_config, rebuilt
 from sparsecc.fx.editor import edit
 from sparsecc.fx.inputs import synthesised
-from sparsecc.fx.module import Diverged, accepted, module_actions, narrowed, replacements
+from sparsecc.fx.module import Diverged, accepted, module_actions, narrowed, recaptured, replacements
 from sparsecc.fx.program_module import argument_names, program_module
 from sparsecc.fx.reader import read
 from sparsecc.fx.weights import exact_weights, substituted, under
 from sparsecc.graph import View
-from sparsecc.plan import Bypass, Mask, Plan, Write
+from sparsecc.plan import Bypass, Mask, Plan, SetModule, Take, Write
 from sparsecc.reference.masked import Masked
 from sparsecc.reference.node_checks import check_nodes
 from sparsecc.reference.torch_run import ProgramRunner, masked_hook
 from sparsecc.subject import Applied, Arguments, NodeCheck, Outputs, Subject
+from sparsecc.verification.check import FLOAT64_BOUND, RUNS, distance
 
 
 @dataclass
@@ -142,14 +144,23 @@ class TorchSubject(Subject):
     def apply(self, plan: Plan, kept: Mapping[str, Keep]) -> AppliedTorch:
         """The user's class where it can express the plan, else the graph as a module."""
         slim = edit(self.program, plan)
+        notes = self._left_out(plan)
         if self.program.module is None:
-            return AppliedTorch(self._exported(slim), replace(plan, form="graph"), [], slim)
+            return AppliedTorch(self._exported(slim), replace(plan, form="graph"), notes, slim)
         try:
-            return self._same_class(plan, kept, slim)
+            applied = self._same_class(plan, kept, slim)
+            applied.notes += notes
+            return applied
         except Diverged as reason:
             note = f"returned as a graph module, because the class cannot express the plan: {reason}"
             module = program_module(slim, training=self.program.module.training)
-            return AppliedTorch(module, replace(plan, form="graph"), [note], slim)
+            return AppliedTorch(module, replace(plan, form="graph"), [note, *notes], slim)
+
+    def _left_out(self, plan: Plan) -> list[str]:
+        """A note on buffers that were cut although no state dict holds them."""
+        unsaved = set(self.program.exported.graph_signature.non_persistent_buffers)
+        cut = sorted(unsaved.intersection(t.weight for t in plan.of(Take)))
+        return [_LEFT_OUT.format(", ".join(cut))] if cut else []
 
     def _exported(self, slim: Program) -> ExportedProgram:
         """An ExportedProgram goes in, so one comes back."""
@@ -167,15 +178,40 @@ class TorchSubject(Subject):
         for replaced in ways:
             here = [a for a in widths if not any(under(a.module, r.module) for r in replaced)]
             full = replace(plan.with_actions([*here, *replaced]), form="class")
-            edited = narrowed(module, full, self.program.tied)
             try:
-                program = accepted(edited, self.program, slim, self.view, keeps, full)
+                return self._accepted(narrowed(module, full, self.program.tied), full, slim, keeps)
             except Diverged:
                 if replaced is ways[-1]:
                     raise
-                continue
-            return AppliedTorch(edited, full, [], program)
         raise AssertionError("there is always a way to try")
+
+    def _accepted(self, edited: torch.nn.Module, plan: Plan, slim: Program, keeps: Keeps) -> AppliedTorch:
+        """The narrowed module where it is the edited graph, with the configuration that describes it."""
+        why = ""
+        if plan and has_config(edited) and not any(w.is_meta for w in self.program.weights.values()):
+            why = "no values of its fields give these shapes"
+            for changes in descriptions(edited, self.program, self.view, plan, keeps):
+                described = plan.with_actions(changes)
+                try:
+                    with changed(edited, changes):
+                        self._compare_loaded(rebuilt(edited), slim)
+                        program = accepted(edited, self.program, slim, self.view, keeps, described)
+                        return AppliedTorch(edited, described, [_loads(changes)], program)
+                except Diverged as reason:
+                    why = str(reason)
+        program = accepted(edited, self.program, slim, self.view, keeps, plan)
+        return AppliedTorch(edited, plan, [_NO_CONFIG.format(why)] if why else [], program)
+
+    def _compare_loaded(self, loaded: torch.nn.Module, slim: Program) -> None:
+        """Raise Diverged unless a loaded model computes in float64 what the edited graph does."""
+        again = recaptured(loaded, self.program)
+        for seed, variant in RUNS:
+            inputs, _ = self.inputs(seed, variant)
+            ours, theirs = (ProgramRunner(p, dtype=torch.float64).run(inputs)[0] for p in (again, slim))
+            for name, a, b in zip(self.output_names, ours, theirs, strict=True):
+                error, scale = distance(a, b) if isinstance(b, torch.Tensor) else (float(a != b), 1.0)
+                if error > FLOAT64_BOUND * scale:
+                    raise Diverged(name, f"differs by {error:.1e} when the model is built from its config")
 
     def adopt(self, result: Any, plan: Plan) -> AppliedTorch:
         """A module from elsewhere, exported with this model's inputs."""
@@ -222,6 +258,24 @@ class TorchSubject(Subject):
         dummy = pytree.tree_unflatten(list(range(count)), self.program.out_spec)
         paths, _ = pytree.tree_flatten_with_path(dummy)
         return ["output" + pytree.keystr(path) for path, _ in paths]
+
+
+def _loads(changes: Sequence[SetModule]) -> str:
+    fields = ", ".join(f"{a.name.partition('.')[2]} = {a.value}" for a in changes)
+    told = f"config describes the result ({fields})" if fields else "config describes the result as it is"
+    return f"{told}: save_pretrained and from_pretrained work"
+
+
+_NO_CONFIG = (
+    "config keeps its old widths, so from_pretrained cannot load the result: apply the plan to the original "
+    "model, or compile an artifact ({})"
+)
+
+
+_LEFT_OUT = (
+    "{}: cut, but no part of a state dict; to load the weights elsewhere, apply the plan to the original "
+    "model first (Pruned.save writes both)"
+)
 
 
 def _dynamic_like(program: Program, args: Any, kwargs: Any) -> Any:

@@ -155,7 +155,9 @@ class _Editor:
             bounds[[a % len(shape) for a in axes].index(dim)] = value
             return
         goal = self.speller.goal(node, place)
-        axes_known = self.speller.known(node.input[3]) if len(node.input) > 3 and node.input[3] else None
+        axes_known = (
+            self.speller.known(node.input[3], node) if len(node.input) > 3 and node.input[3] else None
+        )
         axes = list(range(goal.size)) if axes_known is None else [int(a) for a in np.atleast_1d(axes_known)]
         at = [a % len(shape) for a in axes].index(dim)
         if (which == "start" and goal[at] == 0) or (which == "stop" and goal[at] >= shape[dim]):

@@ -8,7 +8,9 @@ editor can compare, and cloned with the original sizes put back where numbers mu
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy.typing as npt
@@ -54,11 +56,16 @@ class Sizes:
     """
 
     def __init__(
-        self, model: OnnxFile, shapes: Shapes, new_shape: Callable[[str], tuple[int, ...] | None]
+        self,
+        model: OnnxFile,
+        shapes: Shapes,
+        new_shape: Callable[[str], tuple[int, ...] | None],
+        terms: Mapping[str, Sequence[Term]],
     ) -> None:
         self.model = model
         self.shapes = shapes
         self.new_shape = new_shape
+        self.terms = terms
         self.affected = self._affected(size_only(model, shapes))
         self.now: dict[str, Numbers] = self._evaluated() if self.affected else {}
 
@@ -92,6 +99,19 @@ class Sizes:
         values = Runner(OnnxFile(proto)).run(feeds, keep_values=True)
         return {n: to_numpy(values[n]) for n in produced if isinstance(values.get(n), torch.Tensor)}
 
+    def behind(self, *names: str) -> list[Term]:
+        """Axes of the values that some numbers are computed from."""
+        makers = {n: node for node in self.affected for n in node.output if n}
+        found: list[Term] = []
+        queue, seen = list(names), set(names)
+        while queue:
+            name = queue.pop()
+            found += self.terms.get(name, ())
+            fresh = uses(makers[name]) - seen if name in makers else set()
+            seen |= fresh
+            queue += sorted(fresh)
+        return found
+
     def _feed(self, name: str) -> torch.Tensor:
         info = self.shapes.get(name)
         if not self._resized(name):  # else only its shape counts
@@ -103,24 +123,35 @@ class Sizes:
         shape = self.new_shape(name)
         if shape is None:
             raise PlanConflict(
-                f"sizes are computed from {name!r}, whose own size is not known; exclude what feeds it"
+                f"sizes are computed from {name!r}, whose own size is not known; exclude what feeds it",
+                axes=self.behind(*(node.output[0] for node in self.affected if name in uses(node))),
             )
         return torch.zeros((), dtype=info.dtype or torch.float32).expand(shape)
 
 
 def share(term: Term, keeps: Keeps) -> tuple[int, int] | None:
     """(kept, of): any size of the axis becomes size * kept / of, whatever its dynamic factors are."""
+    found = _share(term, keeps)
+    return None if found is None else found[1:]
+
+
+def _share(term: Term, keeps: Keeps) -> tuple[list[Term], int, int] | None:
+    """The factors of an axis that vary, and of the others how much is kept of how much."""
     root = resolve(term)
-    if keeps.mask(root) is None:
-        return 1, 1
+    if root in keeps.analysis.dynamic:
+        return [root], 1, 1
     if root.kind == "atom":
-        return keeps.count(root), root.size
+        return [], keeps.count(root), root.size
+    parts = [_share(part, keeps) for part in root.parts]
+    known = [p for p in parts if p is not None]
+    varying = [sorted(v, key=lambda t: t.serial) for v, _, _ in known]
+    same = all(v == varying[0] for v in varying)
+    if len(known) < len(parts) or (root.kind == "concat" and not same):
+        return ([root], 1, 1) if keeps.mask(root) is None else None
     if root.kind == "concat":
-        return None
-    kept, of = 1, 1
-    for part in root.parts:
-        found = share(part, keeps)
-        if found is None:
-            return None
-        kept, of = kept * found[0], of * found[1]
-    return kept, of
+        return varying[0], sum(k for _, k, _ in known), sum(of for _, _, of in known)
+    return (
+        list(itertools.chain(*varying)),
+        math.prod(k for _, k, _ in known),
+        math.prod(of for _, _, of in known),
+    )

@@ -18,7 +18,7 @@ import onnx
 from onnx import GraphProto, NodeProto, numpy_helper
 
 from sparsecc.axes.analysis import Keeps
-from sparsecc.axes.terms import resolve
+from sparsecc.axes.terms import Term, resolve
 from sparsecc.errors import PlanConflict
 from sparsecc.graph import Call
 from sparsecc.onnxfile.model import OnnxFile, graphs, subgraphs
@@ -63,7 +63,7 @@ class Speller:
         """What an input of numbers shall be at the representative sizes; edit it in place."""
         key = (name_of(node), place)
         if key not in self._goals:
-            self._goals[key] = np.atleast_1d(self.known(node.input[place])).copy()
+            self._goals[key] = np.atleast_1d(self.known(node.input[place], node)).copy()
         return self._goals[key]
 
     def spell_shape(self, node: NodeProto, action: SetShape, place: int) -> None:
@@ -81,13 +81,13 @@ class Speller:
             if not follows:
                 goal[dim - offset] = self.keeps.count(terms[dim])
 
-    def known(self, name: str) -> Numbers:
+    def known(self, name: str, reader: NodeProto) -> Numbers:
         """Numbers of the original; raises PlanConflict where they depend on data."""
         known = self.shapes.get(name).known
         if known is None and name in self.model.initializers:
             known = self.model.array(name)
         if known is None:
-            raise PlanConflict(f"{name!r} is computed from data, so it cannot be set")
+            raise PlanConflict(f"{name!r} is computed from data, so it cannot be set", node=name_of(reader))
         return known
 
     def new_shape(self, name: str) -> tuple[int, ...] | None:
@@ -105,7 +105,7 @@ class Speller:
     def settle(self) -> None:
         """Make every number that a node reads what it shall be."""
         self._stored = _stored_shapes(self.graph)
-        self._sizes = Sizes(self.model, self.shapes, self.new_shape)
+        self._sizes = Sizes(self.model, self.shapes, self.new_shape, self._terms)
         own = size_only(self.model, self.shapes) if self._sizes.now else set()
         for node in list(self.graph.node):
             self._reader = name_of(node)
@@ -125,7 +125,7 @@ class Speller:
         goal = self._goals.get((self._reader, place))
         if goal is None and self._unchanged(name):
             return
-        before = np.asarray(self.known(name))
+        before = np.asarray(self._before(node, name))
         now = self._sizes.now.get(name, before)
         wanted = before if goal is None else goal.reshape(before.shape)
         if np.array_equal(now, wanted):
@@ -135,6 +135,20 @@ class Speller:
             node.input[place] = self._original(name)
         else:
             node.input[place] = self._spelled(node, name, before, now, wanted)
+
+    def _before(self, node: NodeProto, name: str) -> Numbers:
+        assert self._sizes is not None
+        if self.shapes.get(name).known is None and name in self._sizes.now:
+            raise self._lost(name)
+        return self.known(name, node)
+
+    def _lost(self, name: str) -> PlanConflict:
+        assert self._sizes is not None
+        return PlanConflict(
+            f"{name!r} is computed from sizes that shrink, and cannot be undone; exclude the weights that "
+            "feed it",
+            axes=self._sizes.behind(name),
+        )
 
     def _unchanged(self, name: str) -> bool:
         assert self._sizes is not None
@@ -216,7 +230,7 @@ class Speller:
         if self._unchanged(name):
             return name
         if info.known is None:
-            raise PlanConflict(f"{name!r} is computed from sizes that shrink, and cannot be undone")
+            raise self._lost(name)
         if info.varies is None or not info.varies.any():
             return self.constant(name, info.known, info.known.dtype)
         if name not in self._originals:
@@ -230,7 +244,10 @@ class Speller:
             self._originals[name] = self._restored(source, name, before, varies)
             return
         if subgraphs(source):
-            raise PlanConflict(f"{name!r} branches on sizes that shrink; exclude the weights that feed it")
+            raise PlanConflict(
+                f"{name!r} branches on sizes that shrink; exclude the weights that feed it",
+                axes=self._sizes.behind(name),
+            )
         twin = NodeProto()
         twin.CopyFrom(source)
         for place, read in enumerate(source.input):
@@ -247,11 +264,11 @@ class Speller:
         terms = self._terms.get(source.input[0])
         shares = [None] if terms is None else [share(t, self.keeps) for t in terms]
         if source.op_type == "Size":
-            found = _all(shares, name)
+            found = _all(shares, terms, name)
             return self._times(name, math.prod(of for _, of in found), math.prod(k for k, _ in found))
         start = next((a.i for a in source.attribute if a.name == "start"), 0)
         shares = shares[start:][: before.size]
-        needed = _all([f if v else (1, 1) for f, v in zip(shares, varies, strict=True)], name)
+        needed = _all([f if v else (1, 1) for f, v in zip(shares, varies, strict=True)], terms, name)
         base = self._times(name, [of for _, of in needed], [k for k, _ in needed])
         return self._where(varies, base, before, name)
 
@@ -260,7 +277,7 @@ class Speller:
         terms = self.axes[self.calls[name_of(node)].outputs[0]][-goal.size :]
         lost = computed & (before != goal)
         shares = [share(t, self.keeps) if hit else (1, 1) for t, hit in zip(terms, lost, strict=True)]
-        found = _all(shares, base)
+        found = _all(shares, terms, base)
         return self._times(base, [kept for kept, _ in found], [of for _, of in found])
 
     def _times(self, base: str, up: Any, down: Any) -> str:
@@ -298,12 +315,13 @@ def _lead(call: Call) -> int:
     return len(call.outputs[0].shape) - len(call.inputs[0].shape)
 
 
-def _all(factors: Sequence[Factor | None], name: str) -> list[Factor]:
+def _all(factors: Sequence[Factor | None], terms: Sequence[Term] | None, name: str) -> list[Factor]:
     known = [f for f in factors if f is not None]
     if len(known) != len(factors):
         raise PlanConflict(
             f"{name!r}: how the sizes behind it shrink depends on the inputs, so they cannot be spelled out; "
-            "exclude the weights that feed it, or make its dimensions static"
+            "exclude the weights that feed it, or make its dimensions static",
+            axes=terms or (),
         )
     return known
 

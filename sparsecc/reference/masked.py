@@ -16,7 +16,7 @@ import torch
 from sparsecc.axes.analysis import Keeps
 from sparsecc.axes.solver import Facts
 from sparsecc.axes.terms import Keep
-from sparsecc.errors import UnsupportedModel
+from sparsecc.errors import PlanConflict
 from sparsecc.graph import Call
 
 Tensors = list[torch.Tensor | None]
@@ -52,9 +52,10 @@ class Masked:
             return self._narrowed(call, operands, masks, default)
         rule = _REDUCTIONS.get(call.op)
         if rule is None:
-            raise UnsupportedModel(
+            raise PlanConflict(
                 f"{call.describe()} reduces over a pruned axis in a way without masked semantics; "
-                "exclude the groups on this axis"
+                "exclude the groups on this axis",
+                node=call.name,
             )
         return rule(call, operands, pruned, masks, default)
 
