@@ -15,7 +15,7 @@ from sparsecc.axes.terms import Keep, Term, resolve
 from sparsecc.blocks import dropped
 from sparsecc.errors import InvalidOption, PlanConflict
 from sparsecc.graph import Call
-from sparsecc.plan import Action, Bypass, Decision, Plan, SetAttr, SetShape, Skip, Take, Write
+from sparsecc.plan import Action, Bypass, Decision, Plan, Renumber, SetAttr, SetShape, Skip, Take
 
 
 def lower(
@@ -122,16 +122,16 @@ class _Use:
             for a, b in zip((*self.masks, self.values), (*other.masks, other.values), strict=True)
         )
 
-    def actions(self, name: str, use: tuple[str, int] | None) -> Iterator[Take | Write]:
+    def actions(self, name: str, use: tuple[str, int] | None) -> Iterator[Take | Renumber]:
         """The actions that make the constant of it."""
         if self.values is not None:
-            yield Write(name, self.values, use)
+            yield Renumber(name, self.values, use)
         for axis, mask in enumerate(self.masks):
             if mask is not None:
                 yield Take(name, axis, len(mask), np.flatnonzero(mask), use)
 
 
-def _constant_actions(analysis: Analysis, keeps: Keeps) -> list[Take | Write]:
+def _constant_actions(analysis: Analysis, keeps: Keeps) -> list[Take | Renumber]:
     """Constants have axes of their own at every use; where all uses agree there is one version."""
     uses: dict[str, list[_Use]] = {}
     readers = Counter(v.weight for call in analysis.view.calls for v in call.inputs if v is not None)
@@ -140,7 +140,7 @@ def _constant_actions(analysis: Analysis, keeps: Keeps) -> list[Take | Write]:
         if value is not None and value.weight is not None:
             found = _Use(call, index, keeps.masks(axes), _renumbered(analysis, call, index, keeps))
             uses.setdefault(value.weight, []).append(found)
-    actions: list[Take | Write] = []
+    actions: list[Take | Renumber] = []
     for name, every in uses.items():
         if all(part is None for use in every for part in (*use.masks, use.values)):
             continue

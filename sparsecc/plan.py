@@ -49,13 +49,23 @@ class Mask:
 
 @dataclass(frozen=True, eq=False)
 class Write:
-    """Replace the values of a weight before anything is taken from it; shape of the weight.
-
-    ``use`` restricts it to one use of a constant that several nodes share: ``(node, operand)``.
-    """
+    """Replace the values of a weight before anything is taken from it; shape of the weight."""
 
     weight: str
     values: Array
+    arrays: ClassVar[tuple[str, ...]] = ("values",)
+
+
+@dataclass(frozen=True, eq=False)
+class Renumber:
+    """New numbers in a constant that holds positions of an axis which shrinks; shape of the constant.
+
+    It is taken from afterwards.  ``use`` restricts it to one use of a constant that several nodes share:
+    ``(node, operand)``.
+    """
+
+    weight: str
+    values: Indices
     use: tuple[str, int] | None = None
     arrays: ClassVar[tuple[str, ...]] = ("values",)
 
@@ -112,9 +122,9 @@ class Replace:
     arrays: ClassVar[tuple[str, ...]] = ()
 
 
-Action = Take | Mask | Write | SetShape | SetAttr | SetModule | Bypass | Replace
+Action = Take | Mask | Write | Renumber | SetShape | SetAttr | SetModule | Bypass | Replace
 _ACTIONS: dict[str, type[Any]] = {
-    t.__name__: t for t in (Take, Mask, Write, SetShape, SetAttr, SetModule, Bypass, Replace)
+    t.__name__: t for t in (Take, Mask, Write, Renumber, SetShape, SetAttr, SetModule, Bypass, Replace)
 }
 
 

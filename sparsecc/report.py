@@ -234,7 +234,7 @@ def _action_text(action: Any) -> str:
     if name == "SetShape":
         sizes = ", ".join("." if s is None else str(s) for s in action.sizes)
         return f"SetShape {action.node}: ({sizes})"
-    if name in ("Mask", "Write"):
+    if name in ("Mask", "Write", "Renumber"):
         return f"{name} {action.weight}"
     if name == "Bypass":
         return f"Bypass {action.block}: {action.output} = {action.source}"

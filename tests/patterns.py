@@ -222,8 +222,8 @@ class Indexed(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem = conv(3, 8)
-        self.register_buffer("order", torch.tensor([6, 1, 3, 3]))
-        self.tail = nn.Conv2d(4, 5, 1)
+        self.register_buffer("order", torch.tensor([6, 1, 3, 3, 0, 5, 4]))
+        self.tail = nn.Conv2d(7, 5, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.tail(self.stem(x)[:, self.order])  # type: ignore[no-any-return]
@@ -1446,13 +1446,13 @@ class Reordered(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.inner = nn.Conv2d(3, 10, 1), nn.Conv2d(7, 6, 1)
-        self.register_buffer("order", torch.tensor([3, 9, 0, 3, -1, 5, 8]))
+        self.stem, self.inner = nn.Conv2d(3, 10, 1), nn.Conv2d(9, 6, 1)
+        self.register_buffer("order", torch.tensor([3, 9, 0, 3, -1, 5, 8, 1, 2]))
         self.tail = head(6)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.inner(self.stem(x).relu()[:, self.order]).relu()
-        return self.tail(torch.roll(y, 2, 1) * y.flip(1) + y)  # type: ignore[no-any-return]
+        return self.tail(torch.roll(y, 4, 1) * y.flip(1) + y)  # type: ignore[no-any-return]
 
 
 @case(kept_class=False, zeroing=True)
@@ -1465,8 +1465,8 @@ class OneOrder(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.inner = nn.Conv2d(3, 10, 1), nn.Conv2d(6, 6, 1)
-        self.register_buffer("order", torch.tensor([7, 2, 9, 0, 5, 4]))
+        self.stem, self.inner = nn.Conv2d(3, 10, 1), nn.Conv2d(8, 6, 1)
+        self.register_buffer("order", torch.tensor([7, 2, 9, 0, 5, 4, 8, 1]))
         self.tail = head(6)
 
     def forward(self, x: Tensor) -> Tensor:

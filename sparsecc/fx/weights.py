@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 
 from sparsecc.errors import PlanConflict
 from sparsecc.fx.capture import find_ties
-from sparsecc.plan import Bypass, Mask, Plan, Replace, Take, Write
+from sparsecc.plan import Bypass, Mask, Plan, Renumber, Replace, Take, Write
 
 
 def taken(tensor: torch.Tensor, takes: Iterable[Take]) -> torch.Tensor:
@@ -19,16 +20,16 @@ def taken(tensor: torch.Tensor, takes: Iterable[Take]) -> torch.Tensor:
     return out
 
 
-def written_over(tensor: torch.Tensor, write: Write) -> torch.Tensor:
-    """The values of ``write`` in the form of the weight that they replace."""
-    return torch.from_numpy(write.values.copy()).to(tensor).reshape(tensor.shape)
+def _in_form_of(tensor: torch.Tensor, values: Any) -> torch.Tensor:
+    """New values in the form of the weight that they replace."""
+    return torch.from_numpy(values.copy()).to(tensor).reshape(tensor.shape)
 
 
 def substituted(plan: Plan, name: str, tensor: torch.Tensor) -> torch.Tensor:
     """A weight with the plan's values and masks put in, at its original size."""
     for write in plan.of(Write):
-        if write.weight == name and write.use is None:
-            tensor = written_over(tensor, write)
+        if write.weight == name:
+            tensor = _in_form_of(tensor, write.values)
     for mask in plan.of(Mask):
         if mask.weight == name:
             keep = torch.from_numpy(mask.keep).to(tensor.device)
@@ -41,13 +42,17 @@ class WeightActions:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        writes = list(plan.of(Write))
-        self.valued = {a.weight for a in (*writes, *plan.of(Mask)) if getattr(a, "use", None) is None}
+        self.valued = {a.weight for a in (*plan.of(Write), *plan.of(Mask))}
         self.takes: dict[str, list[Take]] = {}
         self.uses: dict[tuple[str, str, int], list[Take]] = {}
-        self.own_values = {(w.weight, *w.use): w for w in writes if w.use is not None}
-        for use in self.own_values:
-            self.uses[use] = []
+        self.numbers: dict[str, Renumber] = {}
+        self.own_numbers: dict[tuple[str, str, int], Renumber] = {}
+        for action in plan.of(Renumber):
+            if action.use is None:
+                self.numbers[action.weight] = action
+            else:
+                self.own_numbers[action.weight, *action.use] = action
+                self.uses[action.weight, *action.use] = []
         for take in plan.of(Take):
             if take.use is None:
                 self.takes.setdefault(take.weight, []).append(take)
@@ -56,19 +61,21 @@ class WeightActions:
 
     def touches(self, name: str) -> bool:
         """Whether the weight changes."""
-        return name in self.valued or name in self.takes
+        return name in self.valued or name in self.takes or name in self.numbers
 
     def edit(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         """The edited weight; the same tensor where nothing changes."""
         tensor = tensor.detach()
         if name in self.valued:
             tensor = substituted(self.plan, name, tensor)
+        if name in self.numbers:
+            tensor = _in_form_of(tensor, self.numbers[name].values)
         return taken(tensor, self.takes.get(name, ()))
 
     def edit_use(self, use: tuple[str, str, int], tensor: torch.Tensor) -> torch.Tensor:
         """The version of a constant that one of its uses, a key of ``uses``, gets."""
-        write = self.own_values.get(use)
-        tensor = tensor.detach() if write is None else written_over(tensor.detach(), write)
+        numbers = self.own_numbers.get(use)
+        tensor = tensor.detach() if numbers is None else _in_form_of(tensor.detach(), numbers.values)
         return taken(tensor, self.uses[use])
 
 
@@ -84,8 +91,6 @@ def exact_weights(plan: Plan, weights: Mapping[str, torch.Tensor]) -> dict[str, 
     actions = WeightActions(plan)
     out: dict[str, torch.Tensor] = {}
     for write in plan.of(Write):
-        if write.use is not None:
-            continue
         wide = actions.edit(write.weight, torch.from_numpy(write.values.copy()).double())
         stored = weights.get(write.weight)
         if stored is not None and torch.equal(wide.to(stored.dtype), stored.detach().cpu()):
