@@ -18,6 +18,7 @@ import sparsecc
 from tests.onnx_cases import Case, check_case
 from tests.onnx_graphs import Graph, check_trial, trial
 from tests.test_onnx_optimised import encoder, images, kinds, optimised
+from tests.test_patterns import groups_text
 
 DOMAIN = "com.microsoft"
 OPSETS = [helper.make_opsetid(DOMAIN, 1)]
@@ -239,6 +240,11 @@ def test_a_fused_operator_prunes_to_its_masked_semantics(name: str, seed: int) -
     check_case(CASES[name](), seed)
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_groups_of_fused_operators_are_the_golden_ones(name: str, golden: Callable[[str, str], None]) -> None:
+    golden(f"onnx/{name}.txt", groups_text(sparsecc.analyze(CASES[name]().model)))
+
+
 def test_blocks_go_in_pairs_where_zero_points_share_bytes() -> None:
     found = trial(CASES["packed_four_bits_with_packed_zero_points"]().model)
     sizes = {
@@ -321,3 +327,10 @@ def test_a_model_laid_out_for_one_device_is_refused_with_a_reason() -> None:
         pytest.skip("this machine has no blocked layout")
     with pytest.raises(sparsecc.UnsupportedModel, match="nchwc"):
         sparsecc.prune(source, sparsity=0.5)
+
+
+def test_operations_of_fused_attention_are_counted() -> None:
+    """Joint or not, attention takes as many multiplications as its parts do."""
+    source = by_the_transformer_optimiser()
+    plain = sparsecc.prune(encoder(), sparsity=0.5).report.before["macs"]
+    assert sparsecc.prune(source, sparsity=0.5).report.before["macs"] == pytest.approx(plain, rel=0.02)
