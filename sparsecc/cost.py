@@ -76,6 +76,23 @@ def _attention(call: Call, operand: Sizes, out: list[int]) -> int:
     return math.prod(q) * k[-2] + math.prod(out) * k[-2]
 
 
+def _transposed(call: Call, operand: Sizes, out: list[int]) -> int:
+    return math.prod(out) * operand(0)[-2 if call.attrs.get("trans_a") else -1]
+
+
+def _heads(call: Call, operand: Sizes, out: list[int]) -> int:
+    """Attention over packed or separate heads; what comes from a cache does not count."""
+    q, k = operand(0), operand(1) if call.inputs[1] is not None else []
+    length = q[1] if not k else k[-2] if len(k) == 4 else k[1]
+    return (math.prod(q if k else out) + math.prod(out)) * length
+
+
+def _self_attention(call: Call, operand: Sizes, out: list[int]) -> int:
+    (batch, length, inner), width = operand(0), operand(1)[1]
+    carried = out[-1]
+    return batch * length * (inner * width + length * ((width - carried) // 2 + carried))
+
+
 def _recurrent_torch(call: Call, operand: Sizes, out: list[int]) -> int:
     first = 1 + call.attrs["states"]
     weights = [operand(i) for i in range(first, len(call.inputs))]
@@ -96,6 +113,18 @@ _RULES: dict[str, Callable[[Call, Sizes, list[int]], int]] = {
     "grouped_matmul": _linear,
     "einsum": _einsum,
     "attention": _attention,
+    "fused_conv": _conv,
+    "deform_conv": _conv,
+    "qconv": _conv,
+    "fused_gemm": _gemm,
+    "fused_matmul": _transposed,
+    "qmatmul": _transposed,
+    "dynamic_quantize_matmul": _linear,
+    "matmul_nbits": _linear,
+    "attention_onnx": _heads,
+    "multi_head_attention": _heads,
+    "group_query_attention": _heads,
+    "self_attention": _self_attention,
     "recurrent_torch": _recurrent_torch,
     "recurrent_onnx": _recurrent_onnx,
 }

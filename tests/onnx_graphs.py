@@ -319,7 +319,8 @@ def check_trial(t: Trial, seed: int = 0, *, runtime: bool = True, loose: float =
     """
     gaps = [f for f in t.subject.analysis.frozen if f.reason.kind in ("unknown operator", "rule failed")]
     assert gaps == []
-    assert t.file.check(full=True) is None
+    if t.subject.file.check(full=True) is None:  # onnx does not know every operator of the runtime
+        assert t.file.check(full=True) is None
     for variant in (0, 1):
         feeds, _ = t.subject.inputs(seed, variant)
         reference = masked64(t.subject, t.plan, t.kept, feeds, garbage=True)

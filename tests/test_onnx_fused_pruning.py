@@ -18,6 +18,7 @@ import sparsecc
 from tests.onnx_cases import Case, check_case
 from tests.onnx_graphs import Graph, check_trial, trial
 from tests.test_onnx_optimised import encoder, images, kinds, optimised
+from tests.test_patterns import groups_text
 
 DOMAIN = "com.microsoft"
 OPSETS = [helper.make_opsetid(DOMAIN, 1)]
@@ -239,6 +240,11 @@ def test_a_fused_operator_prunes_to_its_masked_semantics(name: str, seed: int) -
     check_case(CASES[name](), seed)
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_groups_of_fused_operators_are_the_golden_ones(name: str, golden: Callable[[str, str], None]) -> None:
+    golden(f"onnx/{name}.txt", groups_text(sparsecc.analyze(CASES[name]().model)))
+
+
 def test_blocks_go_in_pairs_where_zero_points_share_bytes() -> None:
     found = trial(CASES["packed_four_bits_with_packed_zero_points"]().model)
     sizes = {
@@ -321,3 +327,60 @@ def test_a_model_laid_out_for_one_device_is_refused_with_a_reason() -> None:
         pytest.skip("this machine has no blocked layout")
     with pytest.raises(sparsecc.UnsupportedModel, match="nchwc"):
         sparsecc.prune(source, sparsity=0.5)
+
+
+def test_operations_of_fused_attention_are_counted() -> None:
+    """Joint or not, attention takes as many multiplications as its parts do."""
+    source = by_the_transformer_optimiser()
+    plain = sparsecc.prune(encoder(), sparsity=0.5).report.before["macs"]
+    assert sparsecc.prune(source, sparsity=0.5).report.before["macs"] == pytest.approx(plain, rel=0.02)
+
+
+def decoder(hidden: int = 64, heads: int = 4, kv: int = 2, wide: int = 96) -> ModelProto:
+    """One layer of a language model as ONNX Runtime GenAI writes it: four bits, caches, joint norms."""
+    g, head = Graph(20), 16
+    ids = g.input("input_ids", ["batch", "length"], np.int64)
+    mask = g.input("attention_mask", ["batch", "total"], np.int64)
+    past = [g.input(f"past_{n}", ["batch", kv, "past", head]) for n in ("key", "value")]
+    count = g.node("ReduceSum", [mask, g.ints("one", [1])], "count", keepdims=0)
+    lengths = g.node("Sub", [count, g.ints("1", 1)], "last")
+    lengths = g.node("Cast", [lengths], "lengths", to=TensorProto.INT32)
+    total = g.node("Gather", [g.node("Shape", [mask], "mask.shape"), g.ints("at", 1)], "total64")
+    total = g.node("Cast", [total], "total32", to=TensorProto.INT32)
+    tables = [g.tensor(n, g.random.uniform(-1, 1, (64, head // 2))) for n in ("cos", "sin")]
+
+    def packed(x: str, name: str, inner: int, rows: int) -> str:
+        blocks = inner // 16
+        operands = [
+            x,
+            g.tensor(f"{name}.w", g.random.integers(0, 256, (rows, blocks, 8)), np.uint8),
+            g.tensor(f"{name}.scales", g.random.uniform(0.005, 0.02, (rows, blocks))),
+        ]
+        return str(fused(g, "MatMulNBits", operands, name, K=inner, N=rows, bits=4, block_size=16))
+
+    x = g.node("Gather", [g.weight("words", 50, hidden), ids], "embedded")
+    y = g.node("SimplifiedLayerNormalization", [x, g.vector("n0", hidden)], "normed", axis=-1, epsilon=1e-3)
+    q, k, v = (packed(y, n, hidden, rows * head) for n, rows in (("q", heads), ("k", kv), ("v", kv)))
+    y, _, _ = fused(
+        g, "GroupQueryAttention", [q, k, v, *past, lengths, total, *tables], ["attended", "key", "value"],
+        num_heads=heads, kv_num_heads=kv, do_rotary=1,
+    )  # fmt: skip
+    projected, norm = packed(y, "o", heads * head, hidden), {"epsilon": 1e-3}
+    places = ["n1.y", "", "", "n1.x"]
+    fused(g, "SkipSimplifiedLayerNormalization", [x, projected, g.vector("n1", hidden)], places, **norm)
+    y, x = "n1.y", "n1.x"
+    gate, up = packed(y, "gate", hidden, wide), packed(y, "up", hidden, wide)
+    mixed = g.node("Mul", [g.node("Mul", [gate, g.node("Sigmoid", [gate], "sigmoid")], "silu"), up], "mixed")
+    down = packed(mixed, "down", wide, hidden)
+    y = fused(g, "SkipSimplifiedLayerNormalization", [x, down, g.vector("n2", hidden)], "n2.y", **norm)
+    z = g.linear(y, "head", hidden, 7)
+    return model(g, **{z: ["batch", "length", 7]})
+
+
+def test_a_decoder_of_four_bits_is_pruned_and_verified() -> None:
+    source = decoder()
+    found = trial(source, 2)
+    groups = {(m.weight, m.axis) for q in found.subject.analysis.groups for m in q.members}
+    assert {("gate.w", 0), ("up.w", 0), ("down.w", 1), ("o.w", 0), ("words", 1), ("n1", 0)} <= groups
+    check_trial(found, 2, runtime=False)
+    assert sparsecc.prune(source, sparsity=0.5).certificate.status == "VERIFIED"

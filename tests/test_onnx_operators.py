@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+import sparsecc
 from tests.onnx_cases import Case, built, check_case, image, sequence
 from tests.onnx_graphs import Graph
+from tests.test_patterns import groups_text
 
 CASES: dict[str, Callable[[], Case]] = {}
 
@@ -238,6 +240,27 @@ def determinants_of_channels() -> Case:
     return Case(g.build(out), ("a.weight", 0), ("z.weight", 0))
 
 
+@case
+def causal_convolution_with_a_state() -> Case:
+    g = Graph(27)
+    y = g.conv(g.input("x", [2, 3, 1, 6]), "a", 3, 8, 1)
+    flat = g.node("Reshape", [y, g.ints("shape", [2, 8, 6])], "flat")
+    weights = [g.weight("c.weight", 8, 1, 3), g.vector("c.bias", 8)]
+    past = g.tensor("past", g.random.uniform(-1, 1, (2, 8, 2)))
+    z, state = g.node("CausalConvWithState", [flat, *weights, past], ["conv", "state"], activation="silu")
+    both = g.node("Concat", [z, state], "both", axis=2)
+    wide = g.node("Unsqueeze", [both, g.ints("axis", [2])], "wide")
+    return built(g, wide, 8, ("c.weight", 0), ("c.bias", 0), runtime=False)
+
+
+@case
+def a_gate_with_two_inputs() -> Case:
+    g = Graph(28)
+    x = g.input("x", ["batch", 5, 6])
+    y = g.node("SwiGLU", [g.linear(x, "a", 6, 8), g.linear(x, "b", 6, 8)], "gated", alpha=1.3)
+    return built(g, y, 8, ("b.weight", 1), linear=True, runtime=False)
+
+
 # -- attention ---------------------------------------------------------------------------------------
 
 
@@ -372,3 +395,8 @@ def rotation_of_four_axes() -> Case:
 @pytest.mark.parametrize("seed", range(3))
 def test_an_operator_prunes_to_its_masked_semantics(name: str, seed: int) -> None:
     check_case(CASES[name](), seed)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_groups_are_the_golden_ones(name: str, golden: Callable[[str, str], None]) -> None:
+    golden(f"onnx/{name}.txt", groups_text(sparsecc.analyze(CASES[name]().model)))

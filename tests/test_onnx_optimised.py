@@ -124,6 +124,8 @@ def test_an_optimised_model_is_pruned_and_verified(name: str) -> None:
     plain = sparsecc.prune(MODELS[name](), sparsity=0.5)
     assert result.report.after["parameters"] <= 1.02 * plain.report.after["parameters"]
     assert kinds(result.model) == kinds(model)
+    assert result.report.before["macs"] == pytest.approx(plain.report.before["macs"], rel=0.02)
+    assert result.report.after["macs"] == pytest.approx(plain.report.after["macs"], rel=0.02)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from sparsecc.axes.conv import conv
 from sparsecc.axes.linear import gemm
 from sparsecc.axes.registry import rule
 from sparsecc.axes.solver import Attention, Solver
 from sparsecc.axes.terms import Term, resolve
-from sparsecc.graph import Call
+from sparsecc.graph import Call, Value
 
 rule("fused_gemm")(gemm)
 
@@ -70,7 +72,8 @@ def embed_layer_norm(s: Solver, c: Call) -> list[list[Term]]:
     return [[ids[0]] if place == 1 else [*ids, width] for place, _ in _placed(c)]
 
 
-def _placed(c: Call):  # type: ignore[no-untyped-def]
+def _placed(c: Call) -> Iterator[tuple[int, Value]]:
+    """Outputs that have a name, with their places."""
     return zip(c.attrs["outputs"], c.outputs, strict=True)
 
 

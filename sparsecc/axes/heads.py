@@ -148,8 +148,8 @@ def group_query_attention(s: Solver, c: Call) -> list[list[Term]]:
     s.equal(h.inner, h.carried)
     _attend(s, c, h, scale=a["scale"], causal=True)
     s.contract(c, 0, -1)
-    if resolve(h.queries).size > 1:
-        s.freeze(h.queries, "sequence", "attends along this axis")
+    for term in (h.batch, h.queries):
+        s.freeze(term, "sequence", "attends along this axis")
     _past(s, c, (3, 4), h)
     for index in (7, 8):
         for term in s.of(c, index) if s.has(c, index) else ():
@@ -185,15 +185,14 @@ def rotary_embedding(s: Solver, c: Call) -> list[Term]:
     a, x = c.attrs, s.of(c, 0)
     if len(x) == 3:
         heads, inner = s.factors(x[2], [a["heads"], resolve(x[2]).size // a["heads"]])
-        s.size(c, "num_heads", (heads,))
         length = x[1]
     else:
         heads, inner, length = x[1], x[3], x[2]
-        s.size(c, "num_heads", (heads,))
+    s.size(c, "num_heads", (heads,))
     turned = _rotate(s, c, inner, (1, 2), interleaved=a["interleaved"])
     s.size(c, "rotary_embedding_dim", (turned,))
-    if resolve(length).size > 1:
-        s.freeze(length, "sequence", "turns by position along this axis")
+    for term in (x[0], length):
+        s.freeze(term, "sequence", "turns by position along this axis")
     for index in (1, 2, 3):
         for term in s.of(c, index)[: -1 if index < 3 else None] if s.has(c, index) else ():
             s.freeze(term, "position", "turns by position along this axis")

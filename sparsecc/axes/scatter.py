@@ -113,6 +113,7 @@ def depthwise_causal(s: Solver, c: Call) -> list[list[Term]]:
         s.equal(s.of(c, 2)[0], x[1])
     if s.has(c, 3):
         _all_equal(s, s.of(c, 3)[:2], x[:2])
+        s.freeze(s.of(c, 3)[2], "kernel", "keeps a state of its kernel")
     return [
         [x[0], x[1], x[2] if place == 0 else s.frozen(v.shape[2], "kernel", "keeps a state of its kernel")]
         for place, v in zip(c.attrs["outputs"], c.outputs, strict=True)

@@ -1,8 +1,8 @@
 """ONNX operators as canonical calls: one table entry an operator.
 
 An entry takes a ``Site`` (a node with its shapes and known integers) and returns ``(op, operands,
-attrs)``; operands are input indices.  What is not in the table becomes an unknown operator, and
-freezes.
+attrs)``; operands are input indices.  What is in no table (here, ``contrib``, ``opaque``) becomes an
+unknown operator, and freezes.
 """
 
 from __future__ import annotations

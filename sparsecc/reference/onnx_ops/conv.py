@@ -162,3 +162,17 @@ def col2im(ctx: Ctx, x: Tensor, image: Tensor, block: Tensor) -> Tensor:
             y[(slice(None), *window)] += blocks[(slice(None), *place)]
     inner = tuple(slice(pads[i], pads[i] + sizes[i]) for i in range(dims))
     return y[(slice(None), *inner)].reshape(n, channels, *sizes)
+
+
+@op("CausalConvWithState")
+def causal_conv_with_state(
+    ctx: Ctx, x: Tensor, w: Tensor, b: Tensor | None = None, past: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """x[N,C,L] w[C,1,K] b[C] past[N,C,K-1] -> y[N,C,L] state[N,C,K-1]"""
+    before = w.shape[2] - 1
+    held = x.new_zeros(x.shape[0], x.shape[1], before) if past is None else past
+    padded = torch.cat([held, x], 2)
+    y = F.conv1d(padded, w, b, groups=x.shape[1])
+    if ctx.text("activation", "none") in ("silu", "swish"):
+        y = F.silu(y)
+    return y, padded[:, :, padded.shape[2] - before :]

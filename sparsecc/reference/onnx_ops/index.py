@@ -190,7 +190,7 @@ def eye_like(ctx: Ctx, x: Tensor) -> Tensor:
     return (columns - rows == ctx.integer("k", 0)).to(dtype)
 
 
-@op("Range", kind="raw")
+@op("Range", "com.microsoft::Range", kind="raw")
 def range_(ctx: Ctx, start: Tensor, limit: Tensor, delta: Tensor) -> Tensor:
     """start[] limit[] delta[] -> y[max(ceil((limit - start) / delta), 0)]"""
     dtype = start.dtype
