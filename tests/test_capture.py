@@ -558,7 +558,7 @@ def test_an_axis_whose_size_becomes_a_number_while_running_stays_whole() -> None
     exported = torch.export.export(
         Tail(lambda m, x: m.c(m.a(x)) * m.a(x).flatten().shape[0]).eval(),
         (rows(),),
-        dynamic_shapes=({0: torch.export.Dim.AUTO},),
+        dynamic_shapes=(({0: Dim.AUTO},),),
     )
     graph = exported.graph
     flat = next(n for n in graph.nodes if "flatten" in str(n.target))
