@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import sparsecc
 from sparsecc.fx.capture import capture
 from sparsecc.fx.ops import TABLE, aten_name
 from sparsecc.fx.ops_frozen import FROZEN, SCALARS
@@ -269,3 +270,14 @@ def test_decomposed_programs_are_right(name: str) -> None:
     whole = TorchSubject(exported)
     assert sum(g.size for g in subject.analysis.groups) >= 0.9 * sum(g.size for g in whole.analysis.groups)
     _right(subject)
+
+
+@pytest.mark.parametrize("name", ["rotary_complex", "spectral_convolution"])
+def test_dead_channels_beside_complex_numbers_go_without_loss(name: str) -> None:
+    model, inputs = CASES[name].make()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter[1] = 0
+    result = sparsecc.slim(model, inputs)
+    assert result.plan
+    assert result.certificate.status == "VERIFIED"
