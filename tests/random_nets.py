@@ -309,6 +309,21 @@ def _non_local(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
     return _same(net, y.unflatten(-1, x.shape[2:]), x) + x
 
 
+def _unfolded(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
+    if min(x.shape[2:]) < 2:
+        return x
+    windows = F.unfold(x, 2)
+    if c % 2:
+        return F.fold(windows, x.shape[2:], 2)
+    width = _pick(_WIDTHS, b)
+    return net.layer(lambda: nn.Conv1d(windows.shape[1], width, 1))(windows)[..., None]
+
+
+def _sampled(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
+    places = net.layer(lambda: nn.Conv2d(x.shape[1], 2, 1))(x).tanh().permute(0, 2, 3, 1)
+    return F.grid_sample(x, places, align_corners=c % 2 == 0, padding_mode="border")
+
+
 def _write(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
     y = x * 1.5
     n = y.shape[net.channel(y)]
@@ -334,6 +349,54 @@ def _gathered(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
     if a % 3 == 0:
         return x.index_select(dim, chosen.remainder(x.shape[dim]) if c % 2 else chosen)
     return x[:, chosen] if dim == 1 else x[..., chosen]
+
+
+def _looked_up(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
+    """Positions along a spatial or time axis, picked by values, alike for all channels or each for itself."""
+    y = x.movedim(net.channel(x), -1).flatten(1, -2)
+    own = torch.tanh(_branch(net, x, b)).movedim(net.channel(x), -1).flatten(1, -2)
+    order = own[..., :1].argsort(1)
+    kinds: list[Callable[[], Tensor]] = [
+        lambda: y.gather(1, order.expand(-1, -1, y.shape[-1])),
+        lambda: y.scatter(1, order.expand(-1, -1, y.shape[-1]), y * 2),
+        lambda: y.scatter_add(1, order.expand(-1, -1, y.shape[-1]), y),
+        lambda: y[torch.arange(y.shape[0])[:, None], order[..., 0]],
+        lambda: y.index_add(1, torch.zeros(1, dtype=torch.int64), y[:, -1:]),
+        lambda: y.index_put((torch.arange(y.shape[0]), order[:, 0, 0]), y[:, 0]),
+        lambda: y.slice_scatter(y[:, :1] * 3, 1, y.shape[1] - 1, y.shape[1]),
+        lambda: y.select_scatter(y[:, 0] * 3, 1, y.shape[1] - 1),
+    ]
+    z = _pick(kinds, c + 6 * (a % 2))()
+    return z.reshape(x.movedim(net.channel(x), -1).shape).movedim(-1, net.channel(x))
+
+
+def _compared(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
+    """A gate from how alike two projections are."""
+    left = x.movedim(net.channel(x), -1)
+    right = torch.tanh(_same(net, _branch(net, x, b), x)).movedim(net.channel(x), -1)
+    kinds: list[Callable[[], Tensor]] = [
+        lambda: F.cosine_similarity(left, right, dim=-1)[..., None],
+        lambda: F.pairwise_distance(left, right, keepdim=True),
+        lambda: (left - right).abs().max(-1, keepdim=True)[0],
+        lambda: torch.linalg.vecdot(left, right)[..., None],
+        lambda: F.l1_loss(left, right),
+        lambda: torch.linalg.norm(left * right, dim=-1, keepdim=True),
+    ]
+    return (left * _pick(kinds, c)()).movedim(-1, net.channel(x))
+
+
+def _transformed(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
+    """Fourier transforms, differences and sums along an axis that is no channel."""
+    dim = 2 if x.dim() == 4 else 1
+    kinds: list[Callable[[], Tensor]] = [
+        lambda: torch.fft.rfft(x, dim=dim).abs(),
+        lambda: torch.fft.irfft(torch.fft.rfft(x, dim=dim), n=x.shape[dim], dim=dim),
+        lambda: torch.fft.fft(x, dim=dim).real,
+        lambda: x.cumsum(dim),
+        lambda: torch.fft.fftshift(x, dim=dim),
+        lambda: torch.polar(x.abs(), x).imag,
+    ]
+    return _pick(kinds, b)()
 
 
 # -- sequences -----------------------------------------------------------------------------------------
@@ -506,11 +569,12 @@ _ANY = (
 )
 _IMAGE = (
     *(_conv, _grouped, _transposed, _batch_norm, _group_norm, _instance_norm, _image_norm, _concat),
-    *(_shuffle, _pixel_shuffle, _gate, _pool, _prelu, _non_local),
+    *(_shuffle, _pixel_shuffle, _gate, _pool, _prelu, _non_local, _unfolded, _sampled),
+    *(_looked_up, _compared, _transformed),
 )
 _SEQUENCE = (
     *(_linear, _layer_norm, _attention, _fused, _recurrent, _embedding, _token, _experts),
-    *(_joined, _doubled, _convolved, _tied),
+    *(_joined, _doubled, _convolved, _tied, _looked_up, _compared, _transformed),
 )
 _OWN: dict[str, tuple[Make, ...]] = {
     "image": _IMAGE, "sequence": _SEQUENCE, "series": (_raised, _normal, _concat),

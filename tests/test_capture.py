@@ -521,16 +521,56 @@ def test_awkward_code_is_right_or_frozen(f: Callable[..., Tensor], prunable: boo
     assert fingerprint(model) == before
 
 
-def test_autocast_regions_are_frozen_with_the_reason() -> None:
+def test_autocast_regions_are_pruned_with_their_casts() -> None:
+    """The masked original casts to bfloat16 where the region does, so that each operator can be compared."""
+
     def f(m: Tail, x: Tensor) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
             y = m.b(F.relu(m.a(x)))
         return m.c(y.float())
 
     result = run(Tail(f), (rows(),), PASSES)
-    assert not result.plan.decisions
-    assert {f.reason.kind for f in result.subject.analysis.frozen} >= {"unknown operator"}
-    assert any("autocast" in f.reason.text for f in result.subject.analysis.frozen)
+    assert result.plan.decisions
+    assert result.certificate.status == "VERIFIED"
+    casts = [n for n in result.subject.program.graph.nodes if n.kwargs.get("dtype") is torch.bfloat16]
+    assert len(casts) >= 3
+    wide = program_module(result.applied.program)
+    assert error(call(wide, (rows(),)), call(result.model, (rows(),))) == 0
+
+
+def test_exported_regions_without_gradients_or_autocast_are_part_of_the_whole() -> None:
+    def f(m: Tail, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            x = F.relu(m.a(x))
+        with torch.autocast("cpu", enabled=False):
+            y = F.relu(m.b(x.float()))
+        return m.c(y)
+
+    exported = torch.export.export(Tail(f).eval(), (rows(),))
+    assert any("wrap_with" in str(n.target) for n in exported.graph.nodes)
+    result = run(exported, None, PASSES)
+    assert result.plan.decisions
+    assert result.certificate.status == "VERIFIED"
+
+
+def test_an_axis_whose_size_becomes_a_number_while_running_stays_whole() -> None:
+    """torch.export writes sizes out; programs from elsewhere may read them back from a tensor."""
+    exported = torch.export.export(
+        Tail(lambda m, x: m.c(m.a(x)) * m.a(x).flatten().shape[0]).eval(),
+        (rows(),),
+        dynamic_shapes=(({0: Dim.AUTO},),),
+    )
+    graph = exported.graph
+    flat = next(n for n in graph.nodes if "flatten" in str(n.target))
+    sizes = [n for n in graph.nodes if str(n.meta.get("val")) == str(flat.meta["val"].shape[0])]
+    with graph.inserting_after(flat):
+        read = graph.call_function(torch.ops.aten.sym_size.int, (flat, 0))
+    read.meta["val"] = flat.meta["val"].shape[0]
+    for node in sizes:
+        node.replace_all_uses_with(read)
+    subject = TorchSubject(exported)
+    measured = [f for f in subject.analysis.frozen if f.reason.kind == "sizes"]
+    assert {f.weight for f in measured} == {"a.weight", "a.bias", "c.weight"}
 
 
 @pytest.mark.parametrize("f", [_conditional, _no_grad])

@@ -47,8 +47,8 @@ class ProgramSemantics:
         return _SAME.get(name, name)
 
     def constant(self, value: Value) -> torch.Tensor | None:
-        """Parameters, and buffers that the graph does not change."""
-        if value.weight is None or value in self._changed:
+        """Parameters, and buffers that the graph does not change, unless they are complex."""
+        if value.weight is None or value in self._changed or value.dtype.startswith("complex"):
             return None
         return self.weight(value.weight).cpu()
 
@@ -92,7 +92,8 @@ class ProgramSemantics:
         finally:
             torch.set_default_dtype(before)
         found = result if isinstance(result, (tuple, list)) else (result,)
-        return tuple(t for t in found if isinstance(t, torch.Tensor))
+        tensors = tuple(t for t in found if isinstance(t, torch.Tensor))
+        return None if any(t.is_complex() for t in tensors) else tensors
 
     def fill(self, call: Call) -> float | None:
         """Numbers that are spelled out in the graph."""
