@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 import sparsecc
+from sparsecc.passes import DepthPruning
 from sparsecc.verification.check import distance
 
 
@@ -110,3 +111,23 @@ class Boxes(nn.Module):
 def test_integer_vectors_are_drawn_whole() -> None:
     corner = torch.randint(0, 20, (3, 7, 2))
     pruned(Boxes(), torch.cat([corner, corner + torch.randint(1, 20, (3, 7, 2))], -1))
+
+
+class Residual(nn.Module):
+    """A residual block that computes something which nobody reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Linear(8, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        inner = self.inner(x)
+        inner.tanh()
+        return x + inner.relu()
+
+
+def test_blocks_with_what_nobody_reads_are_dropped_from_the_class() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), Residual(), Residual(), nn.Linear(8, 3))
+    result = sparsecc.prune(model.eval(), (torch.randn(2, 4),), recipe=[DepthPruning(blocks=("1",))])
+    assert result.certificate.status == "VERIFIED"
+    assert isinstance(result.model, nn.Sequential)

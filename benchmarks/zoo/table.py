@@ -145,5 +145,6 @@ def _table(columns: Sequence[str], body: Sequence[Sequence[str]]) -> str:
 
 
 def document(rows: Sequence[Row]) -> str:
-    """docs/zoo.json."""
-    return json.dumps({"sparsity": SPARSITY, "rows": [r.to_json() for r in rows]}, indent=1) + "\n"
+    """docs/zoo.json, one row a line."""
+    lines = ",\n".join(json.dumps(r.to_json()) for r in rows)
+    return f'{{"sparsity": {SPARSITY}, "rows": [\n{lines}\n]}}\n'

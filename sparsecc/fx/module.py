@@ -21,6 +21,7 @@ from sparsecc.errors import SparseccError
 from sparsecc.fx.capture import Program, recapture
 from sparsecc.fx.ops import aten_name, bind
 from sparsecc.fx.reader import where
+from sparsecc.fx.sharing import live
 from sparsecc.fx.weights import WeightActions, renamed, under
 from sparsecc.graph import Call, View
 from sparsecc.plan import Bypass, Plan, Replace, SetAttr, SetModule, SetShape
@@ -415,7 +416,9 @@ def recaptured(module: nn.Module, program: Program) -> Program:
 
 
 def _operators(program: Program) -> list[Node]:
-    return [n for n in program.graph.nodes if n.op == "call_function" and _is_tensor(n.meta.get("val"))]
+    needed = live(program.graph)
+    nodes = (n for n in program.graph.nodes if n.op == "call_function" and n in needed)
+    return [n for n in nodes if _is_tensor(n.meta.get("val"))]
 
 
 def _origin(node: Node) -> str:

@@ -21,6 +21,7 @@ from sparsecc.axes.terms import resolve
 from sparsecc.blocks import dropped
 from sparsecc.fx.capture import Program
 from sparsecc.fx.ops import aten_name
+from sparsecc.fx.sharing import live
 from sparsecc.graph import Call, View
 from sparsecc.plan import Bypass
 from sparsecc.reference.masked import at_kept
@@ -96,7 +97,8 @@ def _stands_for(original: Program, bypasses: Sequence[Bypass]) -> dict[Node, Nod
 
 def _aligned(original: Program, slim: Program, gone: Collection[str]) -> dict[Node, Node]:
     def operators(p: Program) -> list[Node]:
-        return [n for n in p.graph.nodes if n.op == "call_function" and _tensors(n)]
+        needed = live(p.graph)
+        return [n for n in p.graph.nodes if n.op == "call_function" and n in needed and _tensors(n)]
 
     ours, theirs = operators(original), operators(slim)
     if gone:
