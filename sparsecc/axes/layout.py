@@ -322,9 +322,3 @@ def resize(s: Solver, c: Call) -> list[Term]:
     out: list[Term] = mixed(s, c)[0]
     s.size(c, "shape", [(t,) for t in out])
     return out
-
-
-@rule("shape_of")
-def shape_of(s: Solver, c: Call) -> list[list[Term]]:
-    """x[*] -> sizes; who reads them is told by the graph's reader"""
-    return [[s.frozen(n, "sizes", "puts out sizes") for n in v.shape] for v in c.outputs]
