@@ -512,6 +512,7 @@ def grown(genes: Sequence[tuple[str, int]], opset: int, seed: int, dynamic: bool
 NIGHTLY = settings().max_examples > 500
 
 
+@settings(max_examples=settings().max_examples if NIGHTLY else 40)
 @given(
     st.lists(gene, min_size=1, max_size=27 if NIGHTLY else 12),
     st.sampled_from((11, 13, 17, 20, 21)),
