@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -98,6 +99,14 @@ class Product:
         return self.alpha * torch.einsum("goc,gc->go", kernel, grid[:, used]).reshape(groups * outputs)
 
 
+def _attempted(rule: Callable[[Constants, Call], Any], c: Constants, call: Call) -> Any:
+    """What a rule finds; nothing where the operands of a damaged model have other ranks and sizes."""
+    try:
+        return rule(c, call)
+    except (LookupError, ValueError, ArithmeticError, RuntimeError):
+        return None
+
+
 def _multiplies(product: Product, call: Call) -> bool:
     """Whether the sizes fit; those of a damaged model need not."""
     x, (groups, _, inputs, _) = call.inputs[product.x], product.weights.shape
@@ -163,7 +172,7 @@ class Constants:
         """The call as a product with known weights, if it is one."""
         if call not in self._products:
             rule = _PRODUCTS.get(call.op)
-            found = None if rule is None else rule(self, call)
+            found = None if rule is None else _attempted(rule, self, call)
             self._products[call] = found if found is None or _multiplies(found, call) else None
         return self._products[call]
 
@@ -198,7 +207,7 @@ class Constants:
         rule = _RULES.get(call.op)
         if rule is None:
             return ()
-        found = rule(self, call)
+        found = _attempted(rule, self, call)
         return found if isinstance(found, list) else [found]
 
     def _folded(self, call: Call) -> list[Known] | None:
