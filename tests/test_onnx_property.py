@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -622,7 +623,7 @@ def test_every_rule_is_fuzzed_in_some_dialect() -> None:
     ours: set[str] = set()
     for name, opset in CURRENT.items():
         models = (_holding(name, number, opset) for number in range(40))
-        for model in [m for m in models if m is not None][:3]:
+        for model in islice((m for m in models if m is not None), 2):
             ours |= {c.op for c in OnnxSubject(model).view.calls}
     missing = sorted(set(RULES) - ours - fuzzed_rules())
     assert missing == [], f"no random network in either dialect holds the rules {', '.join(missing)}"
