@@ -210,7 +210,9 @@ def _called(overload: Any, s: Site, variant: str) -> Any:
     for argument in overload._schema.arguments:
         if str(argument.type) == "Tensor" and first and argument.name not in _TENSOR_NAMED:
             value, first = x, False
-        elif argument.has_default_value() and (argument.name in _LEFT or s.pick((False, False, True))):
+        elif argument.has_default_value() and (
+            argument.name in _LEFT or (argument.name not in ("min", "max") and s.pick((False, False, True)))
+        ):
             continue
         else:
             value = _argument(s, argument)

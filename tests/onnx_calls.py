@@ -225,6 +225,16 @@ def _space_to_depth(net: Net, name: str) -> None:
         net.put(name, [v.name], (v.shape[0], v.shape[1] * 4, v.shape[2] // 2, v.shape[3] // 2), blocksize=2)
 
 
+def _depth_to_space(net: Net, name: str) -> None:
+    """On as many channels as it takes."""
+    v = net.value()
+    if v is None or v.shape[1] > 6 or max(v.shape[2:]) > 6:
+        return
+    four = net.graph.node("Concat", [v.name] * 4, net.fresh("four"), axis=1)
+    shape = (*v.shape[:2], v.shape[2] * 2, v.shape[3] * 2)
+    net.put(name, [four], shape, blocksize=2, mode=net.pick(("DCR", "CRD")))
+
+
 def _filled(net: Net, name: str) -> None:
     v = net.pick(net.values[-4:])
     shape = net.graph.node("Shape", [v.name], net.fresh("shape"))
@@ -311,6 +321,6 @@ RECIPES: dict[str, Callable[[Net, str], None]] = {
     "Transpose": _gene("transposed_twice"), "Squeeze": _gene("squeezed"), "Unsqueeze": _gene("squeezed"),
     "Reshape": _gene("shuffle"), "Flatten": _gene("flatten"), "Expand": _gene("expanded"),
     "Concat": _gene("concat"), "Split": _gene("split"), "Slice": _gene("cut"), "Gather": _gene("gather"),
-    "DepthToSpace": _gene("depth_to_space"), "Pad": _gene("pad"), "Resize": _gene("resize"),
+    "DepthToSpace": _depth_to_space, "Pad": _gene("pad"), "Resize": _gene("resize"),
     **dict.fromkeys(("LSTM", "GRU", "RNN"), _gene("recurrent")),
 }  # fmt: skip

@@ -27,6 +27,9 @@ DEEPEST = 30 if NIGHTLY else 12
 
 numbers = st.integers(0, 5)
 
+#: what torch.export does not leave in a graph
+LEFT_OUT = {"lift_fresh"}
+
 
 @st.composite
 def nets(draw: st.DrawFn) -> Net:
@@ -98,6 +101,7 @@ def checked(net: Net, seed: int, whole: bool = True) -> TorchSubject:
     return subject
 
 
+@settings(max_examples=settings().max_examples if NIGHTLY else 40)
 @given(nets(), st.integers(0, 99))
 def test_any_plan_of_any_network_computes_masked_semantics(net: Net, seed: int) -> None:
     note(f"Net({net.steps}, {net.kind!r}, 0, {net.form})")
@@ -140,7 +144,7 @@ def test_every_entry_of_the_table_computes_masked_semantics(kind: str, names: li
         subject = checked(net, number, whole=NIGHTLY)
         called = {aten_name(n.target) for n in subject.program.graph.nodes if n.op == "call_function"}
         called |= {name.removesuffix("_with_indices") for name in called if name is not None}  # export's form
-        assert {name.split(".")[0] for name in names} <= called
+        assert {name.split(".")[0] for name in names} - LEFT_OUT <= called
         unknown = {c.op for c in subject.view.calls if "unusual" in c.op}
         assert unknown == set()
 

@@ -378,9 +378,3 @@ def measured(s: Solver, c: Call) -> list[list[Term]]:
     for dim in c.attrs["dims"]:
         s.freeze(x[dim], "sizes", "computes with the size of this axis")
     return []
-
-
-@rule("shape_of")
-def shape_of(s: Solver, c: Call) -> list[list[Term]]:
-    """x[*] -> sizes; who reads them is told by the graph's reader"""
-    return [[s.frozen(n, "sizes", "puts out sizes") for n in v.shape] for v in c.outputs]

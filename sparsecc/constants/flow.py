@@ -9,7 +9,8 @@ not considered (0 * inf is NaN), as everywhere in pruning.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 
@@ -67,7 +68,7 @@ class Constants:
         """The call as a product with known weights, if it is one."""
         if call not in self._products:
             rule = PRODUCTS.get(call.op)
-            found = None if rule is None else rule(self, call)
+            found = None if rule is None else _attempted(rule, self, call)
             self._products[call] = found if found is None or well_formed(found, call) else None
         return self._products[call]
 
@@ -102,7 +103,7 @@ class Constants:
         rule = RULES.get(call.op)
         if rule is None:
             return ()
-        found = rule(self, call)
+        found = _attempted(rule, self, call)
         return found if isinstance(found, list) else [found]
 
     def _folded(self, call: Call) -> list[Known] | None:
@@ -117,3 +118,11 @@ class Constants:
         if results is None or [tuple(r.shape) for r in results] != [tuple(v.shape) for v in call.outputs]:
             return None
         return [Known(torch.ones([1] * r.dim(), dtype=torch.bool), r) for r in results]
+
+
+def _attempted(rule: Callable[[Constants, Call], Any], c: Constants, call: Call) -> Any:
+    """What a rule finds; nothing where the operands of a damaged model have other ranks and sizes."""
+    try:
+        return rule(c, call)
+    except (LookupError, ValueError, ArithmeticError, RuntimeError):
+        return None
