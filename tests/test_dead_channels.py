@@ -206,6 +206,54 @@ def test_constants_go_into_what_is_added(alpha: float) -> None:
     assert [w.weight for w in result.plan.of(Write)] == ["shift"]
 
 
+class Einsum(nn.Module):
+    """A raw weight that an einsum multiplies, and a shift after it."""
+
+    def __init__(self, equation: str, *shape: int) -> None:
+        super().__init__()
+        self.equation = equation
+        self.first = nn.Linear(5, 6)
+        self.weight = nn.Parameter(torch.randn(shape))
+        self.shift = nn.Parameter(torch.randn(4))
+        self.last = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.first(x))
+        pair = (self.weight, x) if self.equation.startswith(("oc", "co")) else (x, self.weight)
+        return self.last(torch.einsum(self.equation, *pair) + self.shift)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("equation", "shape"),
+    [("blc,oc->blo", (4, 6)), ("...c,co->...o", (6, 4)), ("oc,blc->blo", (4, 6)), ("co,blc->lbo", (6, 4))],
+)
+def test_constants_go_through_einsum(equation: str, shape: tuple[int, int]) -> None:
+    """Constants in front are folded, and outputs of zero rows are known to be what is added."""
+    model = Einsum(equation, *shape)
+    zero(model.first, 1, 3, bias=0.7)
+    zero(model.first, 4, bias=-1.0)
+    with torch.no_grad():
+        (model.weight if shape == (4, 6) else model.weight.t())[2] = 0
+    assert sorted(removed(slim(model, torch.randn(2, 3, 5))).values()) == [[1, 3, 4], [2]]
+
+
+@pytest.mark.parametrize("equation", ["blc,oc->bo", "blc,oc->bl", "blc,bc->bl"])
+def test_other_einsums_are_not_taken_for_products(equation: str) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(5, 6)
+            self.weight = nn.Parameter(torch.randn(2, 6))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.einsum(equation, torch.relu(self.first(x)), self.weight)
+
+    model = Net()
+    zero(model.first, 1, bias=0.7)
+    zero(model.first, 4, bias=-1.0)
+    assert list(removed(slim(model, torch.randn(2, 3, 5))).values()) == [[4]]
+
+
 def test_positions_that_nobody_reads_go() -> None:
     model = nn.Sequential(nn.Linear(5, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3))
     with torch.no_grad():
