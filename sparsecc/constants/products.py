@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from sparsecc.axes.linear import parse_einsum
 from sparsecc.graph import Call
 
 if TYPE_CHECKING:
@@ -129,6 +130,25 @@ def _gemm_product(c: Constants, call: Call) -> Product | None:
     return Product(0, dim, weights.reshape(1, *weights.shape, 1), 1, _bias(call), True, *factors)
 
 
+def _einsum_product(c: Constants, call: Call) -> Product | None:
+    """``...c,oc->...o``, in any order: a known matrix, one label summed, and nothing else."""
+    if len(call.inputs) != 2 or any(v is None for v in call.inputs):
+        return None
+    ranks = [len(v.shape) for v in call.inputs if v is not None]
+    inputs, output = parse_einsum(call.attrs["equation"], ranks)
+    for other, index in ((0, 1), (1, 0)):
+        w, theirs, ours = c.full(call.inputs[index]), inputs[other], inputs[index]
+        summed = set(ours) & set(theirs) - set(output)
+        carried = set(ours) & set(output) - set(theirs)
+        if w is None or w.dim() != 2 or not len(summed) == len(carried) == 1:
+            continue
+        (s,), (o,) = summed, carried
+        if theirs.count(s) == 1 and set(output) == set(theirs) - {s} | {o}:
+            weights = w if ours == [o, s] else w.t()
+            return Product(other, theirs.index(s), weights.reshape(1, *weights.shape, 1), output.index(o))
+    return None
+
+
 PRODUCTS: dict[str, Callable[[Constants, Call], Product | None]] = {
     "linear": _linear_product,
     "conv": _conv_product,
@@ -136,4 +156,5 @@ PRODUCTS: dict[str, Callable[[Constants, Call], Product | None]] = {
     "matmul": _matmul_product,
     "addmm": _addmm_product,
     "gemm": _gemm_product,
+    "einsum": _einsum_product,
 }

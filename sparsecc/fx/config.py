@@ -112,7 +112,8 @@ def rebuilt(module: nn.Module) -> nn.Module:
             )
     except Exception as error:  # the model's own code refuses, in its own way
         raise Diverged("config", f"cannot be loaded: {type(error).__name__}: {error}") from error
-    return made.train(module.training)
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    return made.to(device).train(module.training)
 
 
 @contextlib.contextmanager

@@ -207,7 +207,10 @@ class TorchSubject(Subject):
         again = recaptured(loaded, self.program)
         for seed, variant in RUNS:
             inputs, _ = self.inputs(seed, variant)
-            ours, theirs = (ProgramRunner(p, dtype=torch.float64).run(inputs)[0] for p in (again, slim))
+            try:
+                ours, theirs = (ProgramRunner(p, dtype=torch.float64).run(inputs)[0] for p in (again, slim))
+            except Exception as failure:  # whatever the operators raise
+                raise Diverged(type(loaded).__name__, f"does not run on the example: {failure}") from failure
             for name, a, b in zip(self.output_names, ours, theirs, strict=True):
                 error, scale = distance(a, b) if isinstance(b, torch.Tensor) else (float(a != b), 1.0)
                 if error > FLOAT64_BOUND * scale:
