@@ -15,6 +15,7 @@ BIN   := $(VENV)/bin
 PINS  := requirements/constraints.txt
 DEV   := $(VENV)/.installed-dev
 BENCH := $(VENV)/.installed-bench
+PEERS := $(VENV)/.installed-peers
 PIP   := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install -qq $(PIP_FLAGS) -c $(PINS)
 
 # One thread a process: tests run in $(JOBS) processes, and scores do not depend on the machine.
@@ -22,7 +23,7 @@ export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-bench demo test test-nightly lint format data bench bench-real zoo pins clean
+.PHONY: help setup setup-bench demo test test-nightly lint format data bench bench-real bench-peers zoo pins clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -43,6 +44,11 @@ $(DEV): pyproject.toml $(PINS) | $(BIN)/python
 $(BENCH): $(DEV)
 	@echo "adding what the real models need to $(VENV) (once) ..."
 	$(PIP) -e '.[dev,gs,zoo,bench]'
+	@touch $@
+
+$(PEERS): $(DEV)
+	@echo "adding the pruners to compare with to $(VENV) (once) ..."
+	$(PIP) -e '.[dev,gs,zoo,peers]'
 	@touch $@
 
 demo: $(DEV) ## make a trained model smaller and faster, with a certificate (three minutes)
@@ -71,6 +77,9 @@ bench: $(DEV) ## measure how long analysis, planning and editing take
 
 bench-real: $(BENCH) data ## prune the real models and write the results table into README.md
 	$(BIN)/python -m benchmarks.real
+
+bench-peers: $(PEERS) ## measure planning and removal beside Torch-Pruning and onnxsim (docs/peers.md; an hour)
+	$(BIN)/python -m benchmarks.peers
 
 zoo: $(DEV) ## prune hundreds of public architectures and write docs/zoo.md (hours; ZOO="--help" shows options)
 	$(BIN)/python -m benchmarks.zoo $(ZOO)

@@ -64,7 +64,8 @@ def _made(name: str, **options: Any) -> nn.Module:
     return made
 
 
-def _classifier(name: str) -> Built:
+def classifier(name: str) -> Built:
+    """A classifier with random weights and two images."""
     return Built(_made(name), (image(_first(SIZES, name, 64)),))
 
 
@@ -116,7 +117,7 @@ def _body(name: str) -> Built:
 def entries() -> list[Entry]:
     """Every model; detectors as a whole and, because those seldom export, as ``NAME:body``."""
     kinds: list[tuple[str, Callable[[str], Built], str]] = [
-        (CLASSIFICATION, _classifier, ""),
+        (CLASSIFICATION, classifier, ""),
         (SEGMENTATION, _segmenter, ""),
         (VIDEO, _clip, ""),
         (FLOW, _flow, ""),

@@ -85,6 +85,7 @@ class Analysis:
     def __init__(self, view: View) -> None:
         self.view = view
         self.solver = Solver(view)
+        self._known_atoms: dict[Term, list[Term]] = {}
         self.groups, self.frozen = self._collect()
         self._by_name = {group.name: group for group in self.groups}
 
@@ -123,6 +124,14 @@ class Analysis:
         hidden = [found for t in varying if alone.isdisjoint(found := atoms(t))]
         return frozenset(alone.union(*hidden))
 
+    def _atoms(self, term: Term) -> list[Term]:
+        """The atoms of an axis; many weights share one."""
+        root = resolve(term)
+        found = self._known_atoms.get(root)
+        if found is None:
+            found = self._known_atoms[root] = atoms(root)
+        return found
+
     def _collect(self) -> tuple[list[Group], list[Frozen]]:
         members: dict[Term, list[Member]] = {}
         names: dict[Term, str] = {}
@@ -131,7 +140,7 @@ class Analysis:
             if weight not in self.view.parameters:
                 continue
             for axis, term in enumerate(self.solver.axes[value]):
-                found = [a for a in atoms(term) if a.size > 1]
+                found = [a for a in self._atoms(term) if a.size > 1]
                 for place, part in enumerate(found):
                     if part.frozen is not None:
                         frozen.append(Frozen(weight, axis, part.size, part.frozen))
@@ -151,10 +160,10 @@ class Analysis:
         """Heads are free batch positions of products of activations; head dims run inside them."""
         kinds: dict[Term, GroupKind] = {}
         for note in self.solver.attentions:
-            heads = [a for t in note.batch for a in atoms(t) if a.frozen is None and a.size > 1]
+            heads = [a for t in note.batch for a in self._atoms(t) if a.frozen is None and a.size > 1]
             if not heads:
                 continue
-            for inner in (*atoms(note.contracted), *atoms(note.carried)):
+            for inner in (*self._atoms(note.contracted), *self._atoms(note.carried)):
                 kinds.setdefault(inner, "head_dim")
             for head in heads:
                 kinds[head] = "head"
@@ -170,18 +179,18 @@ class Analysis:
             if facts is None or not facts.contractions:
                 continue
             for index, dim in facts.contractions:
-                for part in atoms(solver.of(call, index)[dim]):
+                for part in self._atoms(solver.of(call, index)[dim]):
                     read.setdefault(part, place)
             carried = {
                 a
                 for v in call.inputs
                 if v is not None and v.kind in ("node", "input")
                 for t in solver.axes[v]
-                for a in atoms(t)
+                for a in self._atoms(t)
             }
             for value in call.outputs:
                 for term in solver.axes[value]:
-                    written.update((part, place) for part in atoms(term) if part not in carried)
+                    written.update((part, place) for part in self._atoms(term) if part not in carried)
         return {part for part, place in written.items() if read.get(part, place) < place}
 
     # -- consequences of a choice --------------------------------------------------------------

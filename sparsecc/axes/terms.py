@@ -36,11 +36,11 @@ class Reason:
 class Term:
     """A node of an axis term; ``resolve`` follows the links that unification leaves behind.
 
-    ``places`` are the chosen positions of a pick; ``varies`` marks an atom whose size depends on the
-    sizes of the graph's inputs.
+    ``places`` are the chosen positions of a pick, ``picked`` marks atoms that a pick chooses from, and
+    ``varies`` atoms whose size depends on the sizes of the graph's inputs.
     """
 
-    __slots__ = ("frozen", "kind", "label", "link", "parts", "places", "serial", "size", "varies")
+    __slots__ = ("frozen", "kind", "label", "link", "parts", "picked", "places", "serial", "size", "varies")
 
     def __init__(
         self,
@@ -57,6 +57,7 @@ class Term:
         self.places = places
         self.link: Term | None = None
         self.frozen: Reason | None = None
+        self.picked = False
         self.varies = False
         self.serial = next(_serial)
 
@@ -125,7 +126,10 @@ def pick(base: Term, places: Iterable[int]) -> Term:
         return atom(0)
     if len(chosen) == root.size and np.array_equal(chosen, np.arange(root.size)):
         return root
-    reasons = [part.frozen for part in atoms(root)]
+    inside = atoms(root)
+    for part in inside:
+        part.picked = True
+    reasons = [part.frozen for part in inside]
     if all(reason is not None for reason in reasons):
         whole = atom(len(chosen))
         whole.frozen = reasons[0]

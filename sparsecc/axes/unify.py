@@ -74,6 +74,9 @@ def _bind(source: Term, target: Term) -> None:
         return
     if source.varies:
         vary(target)
+    if source.picked:
+        for part in atoms(target):
+            part.picked = True
     if target.kind == "atom" and target.frozen is None and not target.label:
         target.label = source.label
     source.link = target
@@ -242,7 +245,7 @@ def unify(left: Term, right: Term, why: Why = _misfit) -> bool:
     if a.kind == "atom":
         if b.kind == "atom" and b.serial > a.serial:
             a, b = b, a
-        if b.kind != "atom" and any(part is a for part in atoms(b)):
+        if a.picked and b.kind != "atom" and any(part is a for part in atoms(b)):
             return _align(a, b, why)
         _bind(a, b)
         return True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 import math
 import operator
@@ -19,6 +18,7 @@ from sparsecc.axes.analysis import Keeps
 from sparsecc.blocks import dropped
 from sparsecc.errors import SparseccError
 from sparsecc.fx.capture import Program, recapture
+from sparsecc.fx.copying import copied
 from sparsecc.fx.ops import aten_name, bind
 from sparsecc.fx.reader import where
 from sparsecc.fx.sharing import live
@@ -56,8 +56,8 @@ def narrowed(module: nn.Module, plan: Plan, tied: dict[str, str]) -> nn.Module:
         if id(tensor) not in memo and not any(under(name, a.module) for a in replaced):
             memo[id(tensor)] = _edited(tensor, actions, tied.get(name, name))
     try:
-        out = copy.deepcopy(module, memo)
-    except Exception as error:  # deepcopy runs the model's own code
+        out: nn.Module = copied(module, memo)
+    except Exception as error:  # copying may run the model's own code
         raise Diverged(type(module).__name__, f"the module cannot be copied: {error}") from error
     for action in plan.of(SetModule):
         assign(out.get_submodule(action.module), action.name, action.value)

@@ -1,0 +1,105 @@
+"""How much of a network each pruner removes at one half, side by side."""
+
+from __future__ import annotations
+
+import gc
+import io
+import tempfile
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import sparsecc
+from benchmarks.peers.nets import Net
+
+
+@dataclass(frozen=True)
+class Removal:
+    """Parameters of one net before, and after both pruners; ``why`` where the peer gave no usable result."""
+
+    net: str
+    before: int
+    ours: int
+    peer: int | None
+    why: str = ""
+
+    @property
+    def behind(self) -> bool:
+        """Whether the peer's result is usable and smaller."""
+        return self.peer is not None and self.ours > self.peer
+
+
+def against_modules(net: Net) -> Removal:
+    """sparsecc and Torch-Pruning on the module."""
+    torch.manual_seed(0)
+    model = net.make().eval()
+    before = _count(model)
+    x = torch.randn(net.shape)
+    pruned = sparsecc.prune(model, (x,), sparsity=0.5)
+    ours = int(pruned.report.after["parameters"])
+    peer, why = _by_torch_pruning(model, net, x)
+    gc.collect()
+    return Removal(net.name, before, ours, peer, why)
+
+
+def _by_torch_pruning(model: nn.Module, net: Net, x: torch.Tensor) -> tuple[int | None, str]:
+    """Parameters left; counted as usable if it runs and its outputs keep their shapes."""
+    from benchmarks.peers.torch_pruning import pruner
+
+    with torch.no_grad():
+        shapes = _shapes(model(x))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            pruner(model, net).step()
+        with torch.no_grad():
+            after = _shapes(model(x))
+    except Exception as error:  # any way in which the peer fails is what this reports
+        return None, f"{type(error).__name__}: {str(error).splitlines()[0][:60] if str(error) else ''}"
+    return (_count(model), "") if after == shapes else (None, f"outputs became {after}")
+
+
+def against_graphs(net: Net) -> Removal:
+    """sparsecc and onnxsim on the net's ONNX export."""
+    import onnx
+    import onnxsim
+
+    torch.manual_seed(0)
+    model = net.make().eval()
+    path = Path(tempfile.mkdtemp()) / "net.onnx"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            model, (torch.randn(net.shape),), path, dynamo=True, external_data=False, verbose=False
+        )
+    proto = onnx.load(path)
+    pruned = sparsecc.prune(proto, sparsity=0.5)
+    try:
+        smaller = onnxsim.apply_structured_pruning_cpp(proto, sparsity=0.5)
+        smaller = onnxsim.apply_attention_head_pruning_cpp(smaller, sparsity=0.5)
+        peer, why = _floats(smaller), ""
+    except Exception as error:  # any way in which the peer fails is what this reports
+        peer, why = None, f"{type(error).__name__}: {error}"[:60]
+    return Removal(net.name, _floats(proto), _floats(pruned.model), peer, why)
+
+
+def _count(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def _floats(model: Any) -> int:
+    """Entries of all floating-point initializers."""
+    import onnx
+
+    proto = onnx.load(io.BytesIO(model)) if isinstance(model, bytes) else model
+    kinds = (onnx.TensorProto.FLOAT, onnx.TensorProto.FLOAT16, onnx.TensorProto.DOUBLE)
+    return sum(int(torch.Size(t.dims).numel()) for t in proto.graph.initializer if t.data_type in kinds)
+
+
+def _shapes(outputs: Any) -> list[tuple[int, ...]]:
+    leaves = torch.utils._pytree.tree_leaves(outputs)
+    return [tuple(t.shape) for t in leaves if isinstance(t, torch.Tensor)]
