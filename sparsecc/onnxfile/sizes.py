@@ -140,7 +140,7 @@ def _share(term: Term, keeps: Keeps) -> tuple[list[Term], int, int] | None:
     root = resolve(term)
     if root in keeps.analysis.dynamic:
         return [root], 1, 1
-    if root.kind == "atom":
+    if root.kind in ("atom", "pick"):
         return [], keeps.count(root), root.size
     parts = [_share(part, keeps) for part in root.parts]
     known = [p for p in parts if p is not None]
