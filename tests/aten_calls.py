@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sparsecc.fx import ops_decomposed, ops_indexing, ops_products, ops_signal
 from sparsecc.fx.ops import TABLE
 
 if TYPE_CHECKING:
@@ -630,10 +631,21 @@ def _step(recipe: Recipe) -> Callable[[Net, Tensor, int, int, int], Tensor]:
     return step
 
 
+#: entries whose operands have forms of their own: tests/test_aten_operators.py calls such operators alone
+APART = frozenset(
+    {*ops_decomposed.TABLE, *ops_indexing.TABLE, *ops_products.TABLE, *ops_signal.TABLE}
+    | {"_conj", "_convolution", "_grouped_mm", "complex", "float_power", "imag", "linalg_norm", "matrix_H"}
+    | {"permute_copy", "pin_memory", "polar", "slice_copy", "t_copy", "view_as_complex_copy"}
+    | {"view_as_real_copy", "transformers.grouped_mm_fallback"}
+) - set(RECIPES)
+
+
 def steps(kind: str) -> dict[str, Callable[[Net, Tensor, int, int, int], Tensor]]:
     """Every call that fits a kind of network, by ``name`` or ``name.overload``."""
     found: dict[str, Callable[[Net, Tensor, int, int, int], Tensor]] = {}
     for name in TABLE:
+        if name in APART:
+            continue
         if name in RECIPES:
             kinds, recipe = RECIPES[name]
             if kind in kinds:
