@@ -324,3 +324,37 @@ RECIPES: dict[str, Callable[[Net, str], None]] = {
     "DepthToSpace": _depth_to_space, "Pad": _gene("pad"), "Resize": _gene("resize"),
     **dict.fromkeys(("LSTM", "GRU", "RNN"), _gene("recurrent")),
 }  # fmt: skip
+
+#: entries whose operands have forms of their own: tests/test_onnx_operators.py and its neighbours hold them
+APART = frozenset(
+    [
+        "Attention",
+        "BlackmanWindow",
+        "CausalConvWithState",
+        "CenterCropPad",
+        "Col2Im",
+        "Compress",
+        "Constant",
+        "ConvInteger",
+        "DFT",
+        "DeformConv",
+        "Det",
+        "DynamicQuantizeLinear",
+        "GridSample",
+        "HammingWindow",
+        "HannWindow",
+        "LRN",
+        "MatMulInteger",
+        "MaxRoiPool",
+        "MeanVarianceNormalization",
+        "QLinearConv",
+        "QLinearMatMul",
+        "ReverseSequence",
+        "RoiAlign",
+        "RotaryEmbedding",
+        "STFT",
+        "ScatterElements",
+        "ScatterND",
+        "TensorScatter",
+    ]
+)
