@@ -33,7 +33,11 @@ def torch_errors(subject: TorchSubject, kept: Mapping[str, Keep], inputs: list[A
 
     def hook(node: Any, default: Callable[[Mapping[Any, Any]], Any], env: Mapping[Any, Any]) -> Any:
         call = calls.get(node)
-        if call is None or not _comparable(subject.analysis, call, keeps):
+        if (
+            call is None
+            or not subject.view.semantics.deterministic(call)
+            or not _comparable(subject.analysis, call, keeps)
+        ):
             return inner(node, default, env)
         operands = [env[ref].clone() if isinstance(env[ref], Tensor) else None for ref in call.refs if ref]
         refs = [ref for ref in call.refs if ref]

@@ -29,6 +29,7 @@ WHOLE = {
     "lstm_cell": "parameters only",  # its unrolled first step multiplies a weight by zeros
     "writes_through_views": "indexed",  # ScatterND
     "index_with_buffer": "indexed",
+    "reordered_channels": "indexed",
 }
 
 

@@ -32,8 +32,8 @@ DIFFERENT = {
     "rnn_bidirectional": "the exporter unrolls both directions, whose widths need not be equal then",
     "lstm_cell": "the exporter unrolls the cell, and its first step multiplies a weight by zeros alone",
     "index_with_buffer": "the exporter computes the indices from the buffer",
-    "message_passing": "the exporter adds by ScatterElements, which has no rule for ONNX files",
-    "sampled_features": "GridSample has no rule for ONNX files",
+    "reordered_channels": "the exporter computes the indices from the buffer",
+    "channels_by_index": "the exporter computes the indices from the buffer",
     "unfolded_windows": "the exporter gathers windows by computed positions, and scatters them back",
     "writes_through_views": "the exporter writes by ScatterND",
 }

@@ -172,9 +172,9 @@ class Solver:
         self._facts(call).pins[name] = (value, term)
 
     def known(self, call: Call, index: int) -> npt.NDArray[np.int64] | None:
-        """The integers of a constant operand, or None where they are not known before the model runs."""
+        """The integers of a stored constant, or None where they are computed."""
         value = call.inputs[index]
-        if value is None or value.kind != "const" or value.dtype not in _INTEGERS:
+        if value is None or value.kind != "const" or value.weight is None or value.dtype not in _INTEGERS:
             return None
         return known_integers(self.view, value)
 
