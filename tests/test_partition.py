@@ -34,7 +34,7 @@ DIFFERENT = {
     "index_with_buffer": "the exporter computes the indices from the buffer",
     "reordered_channels": "the exporter computes the indices from the buffer",
     "channels_by_index": "the exporter computes the indices from the buffer",
-    "unfolded_windows": "the exporter gathers windows by computed positions, and scatters them back",
+    "message_passing": "the exporter computes the positions that ScatterElements adds to",
     "writes_through_views": "the exporter writes by ScatterND",
 }
 
