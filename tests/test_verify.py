@@ -213,6 +213,12 @@ def test_a_rule_that_forgets_positions_is_caught(monkeypatch: pytest.MonkeyPatch
 
 def test_a_rule_that_forgets_neighbours_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     relaxed(monkeypatch, "mixed", lambda s, c: [list(s.of(c, 0))])
+    model = nn.Sequential(nn.Linear(6, 8), Apply(lambda x: F.avg_pool1d(x, 3, 1, 1)), nn.Linear(8, 3))
+    refused(model, (tokens(6),))
+
+
+def test_a_rule_that_forgets_the_order_of_positions_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    relaxed(monkeypatch, "roll", lambda s, c: list(s.of(c, 0)))
     model = nn.Sequential(nn.Linear(6, 8), Apply(lambda x: x.roll(1, -1)), nn.Linear(8, 3))
     refused(model, (tokens(6),))
 
