@@ -99,7 +99,7 @@ def _work(suite: str, name: str, path: Path, limits: Limits, pipe: Connection) -
     from benchmarks.zoo.measure import measure
     from benchmarks.zoo.suites import find
 
-    resource.setrlimit(resource.RLIMIT_CPU, (limits.seconds, limits.seconds))
+    resource.setrlimit(resource.RLIMIT_CPU, (limits.seconds, limits.seconds + 10))  # SIGXCPU, then SIGKILL
     resource.setrlimit(resource.RLIMIT_DATA, (limits.memory, limits.memory))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     void = os.open(os.devnull, os.O_WRONLY)
