@@ -732,7 +732,7 @@ def test_every_entry_of_the_table_has_a_schema() -> None:
     ]
 
 
-#: rules of entries that stand apart (APART of both dialects): tests of single operators hold them
+#: rules that no random network holds (APART of both dialects); most have tests of single operators
 ALONE = """
     affine_vector along attention_onnx bilinear block_diagonal carried cdist col2im cosine_similarity
     deform_conv depthwise_causal diagonal diagonal_embed dynamic_quantize dynamic_quantize_matmul
