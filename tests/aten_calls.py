@@ -634,8 +634,8 @@ def _step(recipe: Recipe) -> Callable[[Net, Tensor, int, int, int], Tensor]:
     return step
 
 
-#: entries without a generator, most of them with operands in forms of their own.  tests/test_aten_operators.py
-#: calls many of them alone, but not all: the stacks, shifts and rot90 among others have no test yet.
+#: entries without a generator, most of them with operands in forms of their own; tests/test_aten_operators.py
+#: calls many of them alone, but not all: stacks, shifts and rot90 among others have no test yet
 APART = frozenset(
     {*ops_decomposed.TABLE, *ops_indexing.TABLE, *ops_products.TABLE, *ops_signal.TABLE}
     | {"_conj", "_convolution", "_grouped_mm", "complex", "float_power", "imag", "linalg_norm", "matrix_H"}
