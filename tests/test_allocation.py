@@ -24,7 +24,7 @@ from sparsecc.saliency.groups import NORMALISERS
 from tests.oracles import error, leaves, masked64, poisoned
 from tests.patterns import CASES
 from tests.random_nets import Net
-from tests.test_property_torch import BOUND, nets
+from tests.test_property_torch import BOUND, least, nets
 
 CHOICES = st.fixed_dictionaries(
     {
@@ -67,7 +67,8 @@ def test_random_nets_under_a_global_budget(
     net: Net, options: dict[str, Any], normaliser: str, seed: int
 ) -> None:
     scale_layers(net, seed)
-    event("pruned" if check(TorchSubject(net, (net.example,)), options, normaliser) else "whole")
+    options = options | {"min_keep": max(options["min_keep"], least(net))}
+    event("pruned" if check(TorchSubject(net, net.examples), options, normaliser) else "whole")
 
 
 def scale_layers(model: nn.Module, seed: int) -> None:

@@ -90,11 +90,16 @@ def glu(s: Solver, c: Call) -> list[Term]:
     return x
 
 
+def _varying(term: Term) -> list[Term]:
+    """The atoms that make the size of an axis vary, or all where that is not known."""
+    return [a for a in atoms(term) if a.varies] or atoms(term)
+
+
 def _cuts(varying: Sequence[Term], parts: Sequence[Term], dynamic: Sequence[bool]) -> bool:
     """Whether a dynamic axis was cut, or is part of a static one: another size would be cut elsewhere."""
-    if any(t.kind == "atom" and resolve(t).kind != "atom" for t in varying):
+    if any(resolve(t).kind != "atom" for t in varying):
         return True
-    moved = {a for t in varying for a in atoms(t)}
+    moved = set(varying)
     return any(moved.intersection(atoms(p)) for p, varies in zip(parts, dynamic, strict=True) if not varies)
 
 
@@ -120,7 +125,7 @@ def reshaped(
                     raise ValueError(f"{tuple(sizes)} cannot be seen as {tuple(shape)}")
                 want *= shape[j]
                 j += 1
-        varying = [resolve(x[k]) for k in range(first, i) if dynamic[0][k]]
+        varying = [a for k in range(first, i) if dynamic[0][k] for a in _varying(x[k])]
         parts = s.factors(product(x[first:i]), shape[start:j])
         if i - first > 1 and _cuts(varying, parts, dynamic[1][start:j]):
             for term in x[first:i]:

@@ -271,7 +271,7 @@ class Solver:
             for term, dynamic in zip(self.axes[value], value.dynamic, strict=False):
                 if dynamic and resolve(term).kind == "atom":
                     vary(term)
-        if self._is_static(call):
+        if call.inputs and self._is_static(call):
             self._static.update(call.outputs)
 
     def _checked(self, call: Call, outputs: Sequence[Sequence[Term]]) -> Sequence[Sequence[Term]]:

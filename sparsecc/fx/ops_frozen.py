@@ -54,7 +54,7 @@ _REASONS: dict[str, str] = {
         _native_multi_head_attention _transformer_encoder_layer_fwd _transform_bias_rescale_qkv
         _triton_multi_head_attention _masked_softmax _thnn_fused_lstm_cell _thnn_fused_gru_cell
         _scaled_dot_product_flash_attention _scaled_dot_product_efficient_attention
-        _scaled_dot_product_cudnn_attention _scaled_dot_product_fused_attention_overrideable _grouped_mm
+        _scaled_dot_product_cudnn_attention _scaled_dot_product_fused_attention_overrideable
         quantized_lstm quantized_gru _trilinear _addmm_activation
     """,
     "changes its own table while it looks up": "embedding_renorm",
