@@ -273,7 +273,7 @@ def _row_magnitudes(analysis: Analysis, call: Call, saliency: Saliency) -> Float
             continue
         weight = view.weight(value.weight)
         criterion = saliency.criterion
-        scores = criterion.scores(value.weight, weight, axis % weight.dim(), saliency.statistics)
+        (scores,) = criterion.scores(value.weight, weight, [axis % weight.dim()], saliency.statistics)
         return np.asarray(criterion.finish(scores), np.float64)
     return None
 

@@ -13,6 +13,7 @@ from sparsecc.axes.terms import Keep, Reason, Term, atoms
 from sparsecc.blocks import dropped, lost
 from sparsecc.errors import InvalidOption, PlanConflict
 from sparsecc.lowering import lower
+from sparsecc.memory import without_collecting
 from sparsecc.plan import Action, Bypass, Plan, Skip
 from sparsecc.report import Report
 from sparsecc.saliency import Saliency
@@ -67,6 +68,7 @@ def open_subject(model: Any, example_inputs: Any = None, *, dynamic_shapes: Any 
     return OnnxSubject(model, example_inputs)
 
 
+@without_collecting()
 def decide(analysis: Analysis, passes: Sequence[Pass], saliency: Saliency | None = None) -> Plan:
     """The joint plan of several passes: a later pass sees only what earlier ones left alone.
 

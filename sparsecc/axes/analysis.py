@@ -28,6 +28,7 @@ from sparsecc.axes.terms import (
 from sparsecc.axes.unify import freeze
 from sparsecc.errors import PlanConflict, UnsupportedModel
 from sparsecc.graph import Call, Value, View
+from sparsecc.memory import without_collecting
 
 GroupKind = Literal["channel", "head", "head_dim"]
 
@@ -82,6 +83,7 @@ class Analysis:
     analysis shows both as tables.
     """
 
+    @without_collecting()
     def __init__(self, view: View) -> None:
         self.view = view
         self.solver = Solver(view)

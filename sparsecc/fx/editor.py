@@ -16,9 +16,11 @@ from sparsecc.fx.capture import Program
 from sparsecc.fx.ops import _BOUND, bind
 from sparsecc.fx.sharing import has_effect, may_alias, written
 from sparsecc.fx.weights import WeightActions
+from sparsecc.memory import without_collecting
 from sparsecc.plan import Bypass, Plan, SetAttr, SetShape
 
 
+@without_collecting()
 def edit(program: Program, plan: Plan) -> Program:
     """A program with the plan applied; the original graph and weights are left as they were.
 

@@ -24,6 +24,7 @@ from sparsecc.fx.reader import where
 from sparsecc.fx.sharing import live
 from sparsecc.fx.weights import WeightActions, renamed, under
 from sparsecc.graph import Call, View
+from sparsecc.memory import without_collecting
 from sparsecc.plan import Bypass, Plan, Replace, SetAttr, SetModule, SetShape
 
 
@@ -38,6 +39,7 @@ class Diverged(Exception):
         return f"{self.where}: {self.why}"
 
 
+@without_collecting()
 def narrowed(module: nn.Module, plan: Plan, tied: dict[str, str]) -> nn.Module:
     """A copy of ``module`` with the plan's weights and module attributes; only kept values are copied.
 
@@ -125,6 +127,7 @@ Shapes = dict[str, tuple[int, ...]]
 Literals = dict[int, set[int]]
 
 
+@without_collecting()
 def module_actions(program: Program, view: View, plan: Plan, keeps: Keeps) -> list[SetModule]:
     """Width attributes that follow from a plan.
 

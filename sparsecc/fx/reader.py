@@ -19,8 +19,10 @@ from sparsecc.fx.semantics import ProgramSemantics
 from sparsecc.fx.sharing import live
 from sparsecc.fx.spec import NODE, Shapes, tensors
 from sparsecc.graph import Call, Value, View
+from sparsecc.memory import without_collecting
 
 
+@without_collecting()
 def read(program: Program) -> View:
     """The view of a program; nothing of the program is copied or changed."""
     return _Reader(program).view()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -74,6 +75,10 @@ class Saliency:
         self.normaliser = normaliser
         self.statistics = statistics
         self._folded: dict[tuple[str, int], dict[Term, Scores]] = {}
+        self._axes: defaultdict[str, set[int]] = defaultdict(set)
+        for group in analysis.groups:
+            for member in group.members:
+                self._axes[member.weight].add(member.axis)
 
     def of(self, group: Group) -> Scores:
         """Saliency of the group's positions, shape ``[group.size]``, after reduction and normaliser."""
@@ -92,15 +97,19 @@ class Saliency:
         return torch.empty(self.analysis.view.weights[weight].shape, device="meta")
 
     def _row(self, weight: str, axis: int, term: Term) -> Scores:
-        key = (weight, axis)
-        if key not in self._folded:
-            tensor = self._tensor(weight)
-            scores = self.criterion.scores(weight, tensor, axis, self.statistics)
-            axes = self.analysis.solver.axes[self.analysis.view.weights[weight]]
-            found: dict[Term, Scores] = {}
-            fold(axes[axis], scores, found)
-            self._folded[key] = found
-        return self.criterion.finish(self._folded[key][resolve(term)])
+        if (weight, axis) not in self._folded:
+            self._fold(weight, {axis, *self._axes[weight]})
+        return self.criterion.finish(self._folded[weight, axis][resolve(term)])
+
+    def _fold(self, weight: str, chosen: set[int]) -> None:
+        """Score a weight along all axes that groups have on it, so that it is read once."""
+        order = sorted(chosen)
+        found = self.criterion.scores(weight, self._tensor(weight), order, self.statistics)
+        axes = self.analysis.solver.axes[self.analysis.view.weights[weight]]
+        for axis, scores in zip(order, found, strict=True):
+            folded: dict[Term, Scores] = {}
+            fold(axes[axis], scores, folded)
+            self._folded[weight, axis] = folded
 
 
 def group_scores(analysis: Analysis, groups: Sequence[Group], saliency: Saliency) -> dict[str, Scores]:

@@ -8,9 +8,9 @@ Filters for Efficient ConvNets" (2017), section 3.
 
 from __future__ import annotations
 
-import math
 import re
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -25,7 +25,17 @@ if TYPE_CHECKING:
 Scores = npt.NDArray[np.float64]
 
 #: elements that are worked on at a time: they stay in the cache, and so does the memory that planning takes
-_CHUNK = 1 << 16
+_CHUNK = 1 << 17
+
+
+def _double(sums: torch.Tensor) -> Scores:
+    return sums.cpu().numpy().astype(np.float64)
+
+
+def _summed(values: torch.Tensor, kept: int) -> torch.Tensor:
+    """Sums over all axes but ``kept``."""
+    dims = [d for d in range(values.dim()) if d != kept]
+    return values.sum(dims) if dims else values
 
 
 @dataclass(frozen=True)
@@ -39,8 +49,10 @@ class Criterion:
     statistics: ClassVar[tuple[str, ...]] = ()
     needs_values: ClassVar[bool] = True
 
-    def scores(self, name: str, weight: torch.Tensor, axis: int, statistics: Any = None) -> Scores:
-        """Additive score of every position along ``axis``, shape ``[weight.shape[axis]]``, float64."""
+    def scores(
+        self, name: str, weight: torch.Tensor, axes: Sequence[int], statistics: Any = None
+    ) -> list[Scores]:
+        """Additive score of every position along each axis: float64 of shape ``[weight.shape[axis]]``."""
         raise NotImplementedError(f"{type(self).__name__} does not define scores()")
 
     def finish(self, total: Scores) -> Scores:
@@ -58,32 +70,44 @@ class Lp(Criterion):
         if not self.p > 0:
             raise InvalidOption(f"p={self.p!r}: the norm needs p > 0")
 
-    def scores(self, name: str, weight: torch.Tensor, axis: int, statistics: Any = None) -> Scores:
-        """Sum of |w|^p over all other axes, in float32 (float64 for float64 weights)."""
-        before, size, after = (
-            math.prod(weight.shape[:axis]),
-            weight.shape[axis],
-            math.prod(weight.shape[axis + 1 :]),
-        )
+    def scores(
+        self, name: str, weight: torch.Tensor, axes: Sequence[int], statistics: Any = None
+    ) -> list[Scores]:
+        """Sums of |w|^p over all other axes, in float32 (float64 for float64 weights); reads weights once."""
         if not weight.numel():
-            return np.zeros(size)
-        if before == 1:
-            return self._rows(weight.reshape(size, after))
-        rows = weight.reshape(before, size * after)
-        total: Any = 0.0
-        step = max(1, _CHUNK // max(1, size * after))
-        for start in range(0, before, step):
-            total = total + self._powers(rows[start : start + step]).sum(0)
-        return total.reshape(size, after).sum(1).double().cpu().numpy()  # type: ignore[no-any-return]
+            return [np.zeros(weight.shape[axis]) for axis in axes]
+        if not any(axes):
+            firsts = _double(self._rows(weight))
+            return [firsts for _ in axes]
+        first, rest = self._sums(weight, rows=0 in axes)
+        inner = rest.reshape(weight.shape[1:])
+        return [_double(first if axis == 0 else _summed(inner, axis - 1)) for axis in axes]
 
-    def _rows(self, weight: torch.Tensor) -> Scores:
-        """Sums over contiguous rows, which torch's norm does without a temporary."""
+    def _sums(self, weight: torch.Tensor, *, rows: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """Sums over each position of the first axis, ``[n]``, and over the first axis, ``[rest]``."""
+        import torch
+
+        rest = weight.numel() // weight.shape[0]
+        parts = weight.detach().split(max(1, _CHUNK // rest))
+        first, total = [], None
+        for part in parts:
+            powers = self._powers(part.reshape(-1, rest))
+            if rows:
+                first.append(powers.sum(1))
+            down = powers.sum(0)
+            total = down if total is None else total.add_(down)
+        assert total is not None
+        return torch.cat(first) if first else total, total
+
+    def _rows(self, weight: torch.Tensor) -> torch.Tensor:
+        """Sums over each position of the first axis, which torch's norm does without a temporary."""
         import torch
 
         accumulate = torch.float64 if weight.dtype == torch.float64 else torch.float32
-        wide = weight if weight.is_floating_point() else weight.float()
-        norm = torch.linalg.vector_norm(wide, self.p, 1, dtype=accumulate)
-        return norm.double().pow(self.p).cpu().numpy()  # type: ignore[no-any-return]
+        flat = weight.detach().reshape(weight.shape[0], -1)
+        flat = flat if flat.is_floating_point() else flat.float()
+        norms: torch.Tensor = torch.linalg.vector_norm(flat, self.p, 1, dtype=accumulate)
+        return norms.double().pow_(self.p)
 
     def _powers(self, weight: torch.Tensor) -> torch.Tensor:
         import torch
@@ -119,10 +143,15 @@ class Random(Criterion):
     seed: int = 0
     needs_values: ClassVar[bool] = False
 
-    def scores(self, name: str, weight: torch.Tensor, axis: int, statistics: Any = None) -> Scores:
+    def scores(
+        self, name: str, weight: torch.Tensor, axes: Sequence[int], statistics: Any = None
+    ) -> list[Scores]:
         """Uniform in [0, 1)."""
-        key = zlib.crc32(f"{name}[{axis}]".encode())
-        return np.random.default_rng([self.seed, key]).random(weight.shape[axis])
+        keys = [zlib.crc32(f"{name}[{axis}]".encode()) for axis in axes]
+        return [
+            np.random.default_rng([self.seed, key]).random(weight.shape[axis])
+            for key, axis in zip(keys, axes, strict=True)
+        ]
 
 
 #: text name -> criterion
