@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -175,7 +175,7 @@ def verify(
     check_fits(plan, subject)
     progress("verify")
     if isinstance(result, Compiled):
-        executor = resolve(result.artifact.target)[0].executor(result.artifact)
+        executor = resolve(result.artifact.target, to_build=False)[0].executor(result.artifact)
         return certify_artifact(subject, plan, result.artifact, executor)
     adopted = subject.adopt(result.model if isinstance(result, Pruned) else result, plan)
     return certify(subject, adopted, subject.kept(plan))
@@ -188,12 +188,13 @@ def compile(
     *,
     target: str = "cpu",
     recipe: Recipe | None = None,
+    options: Mapping[str, Any] | None = None,
     dynamic_shapes: Any = None,
     latency: bool = False,
     verify: bool = True,
     progress: Progress = silent,
 ) -> Compiled:
-    """Compile a model for a target; ``recipe`` says what to prune first.
+    """Compile a model for a target; ``recipe`` says what to prune first, ``options`` are the target's own.
 
     Without a recipe only channels that never matter are removed, and a pattern in the target is
     applied to layers that lack it.  A bare nn.Module without example inputs is compiled at its first
@@ -208,12 +209,13 @@ def compile(
     """
     import torch
 
-    resolve(target)  # an unknown target is an error before anything is captured
+    resolve(target, options)  # an unknown target is an error before anything is captured
     passes = _passes_for(target, recipe)
     build = partial(
         _build,
         model,
         target=target,
+        options=options,
         passes=passes,
         dynamic_shapes=dynamic_shapes,
         latency=latency,
@@ -250,19 +252,20 @@ def _build(
     example_inputs: Any,
     *,
     target: str,
+    options: Mapping[str, Any] | None,
     passes: Sequence[Pass],
     dynamic_shapes: Any,
     latency: bool,
     verify: bool,
     progress: Progress,
 ) -> Built:
-    back_end, spec = resolve(target)
+    back_end, spec = resolve(target, options)
     progress("capture")
     subject: Subject = open_subject(model, example_inputs, dynamic_shapes=dynamic_shapes)
     require_accepted(back_end, spec, subject.view)
     result = settle(subject, passes, verify=verify, progress=progress)
     progress("lower")
-    model_file, signature = lowered(result)
+    model_file, signature = lowered(result.subject, result.applied)
     artifact = back_end.build(
         model_file,
         spec,

@@ -51,7 +51,7 @@ class Compiled:
             from sparsecc.target import resolve
 
             artifact = self._ready().artifact
-            target, _ = resolve(artifact.target)
+            target, _ = resolve(artifact.target, to_build=False)
             self._executor = target.executor(artifact)
         return self._executor
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,26 +29,25 @@ LOWERING_ULPS = 1024.0
 RUNTIME_ULPS = 4096.0
 
 
-def lowered(result: Pruned) -> tuple[OnnxFile, Signature]:
-    """The result as an ONNX model, and how it is called."""
+def lowered(subject: Subject, applied: Applied) -> tuple[OnnxFile, Signature]:
+    """A result as an ONNX model, and how it is called."""
     from sparsecc.onnxfile.subject import AppliedOnnx
 
-    if isinstance(result.applied, AppliedOnnx):
-        assert result.applied.file is not None
-        file = result.applied.file
-        return file, onnx_signature(file.proto)
+    if isinstance(applied, AppliedOnnx):
+        assert applied.file is not None
+        return applied.file, onnx_signature(applied.file.proto)
     from sparsecc.fx.capture import recapture
     from sparsecc.fx.subject import AppliedTorch, TorchSubject
     from sparsecc.fx.to_onnx import to_onnx, torch_signature
 
-    assert isinstance(result.applied, AppliedTorch)
-    assert isinstance(result.subject, TorchSubject)
-    program = result.applied.program
+    assert isinstance(applied, AppliedTorch)
+    assert isinstance(subject, TorchSubject)
+    program = applied.program
     assert program is not None
     if program.module is None:
-        program = recapture(result.model, result.subject.program)
+        program = recapture(applied.model, subject.program)
     proto = to_onnx(program.exported)
-    return OnnxFile.load(proto), torch_signature(result.subject.program.exported, proto)
+    return OnnxFile.load(proto), torch_signature(subject.program.exported, proto)
 
 
 def certify_artifact(subject: Subject, plan: Plan, artifact: Artifact, executor: Any) -> Certificate:
@@ -59,6 +60,9 @@ def certify_artifact(subject: Subject, plan: Plan, artifact: Artifact, executor:
     certificate = certify(subject, applied, kept)
     if MODEL not in artifact.members:
         raise UnsupportedModel(f"artifacts for {artifact.target!r} hold no ONNX model that could be checked")
+    if executor.rounds:
+        file, _ = lowered(subject, applied)
+        return _with_lowered(subject, applied, certificate, file, executor)
     with tempfile.TemporaryDirectory(prefix="sparsecc-") as folder:
         artifact.extract(folder, *(name for name in (MODEL, WEIGHTS) if name in artifact.members))
         file = OnnxFile.load(Path(folder, MODEL))
@@ -77,6 +81,7 @@ def _with_lowered(
 
     checks: list[Check] = []
     exact = Runner(file, dtype=torch.float64, cache=False)
+    dense = Runner(file, cache=False) if executor.rounds else None
     names = [v.name for v in file.inputs]
     for seed, variant in ((0, 0), (1, 1)):
         inputs, words = subject.inputs(seed, variant)
@@ -89,10 +94,36 @@ def _with_lowered(
         found = exact.run(feeds)
         wide = [found[v.name] for v in file.proto.graph.output]
         ran = executor.run_named(feeds)
+        rounded = {} if dense is None else dense.run(feeds, hook=partial(_rounding, executor.rounds))
         for info, ours, reference in zip(file.proto.graph.output, wide, want, strict=True):
-            checks += _checks(info.name, ours, ran[info.name], reference, words, subject.step)
+            found, step = ran[info.name], subject.step
+            if info.name in rounded and reference.is_floating_point():
+                step += _rounding_step(rounded[info.name], ours, executor.rounds)
+            checks += _checks(info.name, ours, found, reference, words, step)
     status = certificate.status if all(c.passed for c in checks) else "FAILED"
     return replace(certificate, status=status, checks=(*certificate.checks, *checks))
+
+
+def _rounding(
+    rounds: Mapping[str, torch.dtype], node: Any, index: int, values: list[Any], default: Any
+) -> tuple[Any, ...]:
+    """A hook that rounds both operands of products that the artifact computes in a shorter type."""
+    dtype = rounds.get(node.output[0])
+    if dtype is not None:
+        values = [*(value.to(dtype).to(value.dtype) for value in values[:2]), *values[2:]]
+    result: tuple[Any, ...] = default(values)
+    return result
+
+
+def _rounding_step(dense: torch.Tensor, exact: torch.Tensor, rounds: Mapping[str, torch.dtype]) -> float:
+    """What an artifact in a shorter type may differ by, in units of max(1, largest output).
+
+    Four times what the dense model differs by when the same operands are rounded, and eight units of the
+    type: the end-to-end bound of a result in its target's own type.
+    """
+    error, scale = distance(dense, exact)
+    unit = max(torch.finfo(dtype).eps for dtype in rounds.values()) / 2
+    return (4 * error + 8 * unit * scale) / max(1.0, scale)
 
 
 def _checks(

@@ -14,9 +14,11 @@ import difflib
 import importlib
 import importlib.metadata
 import importlib.util
+import inspect
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sparsecc.errors import InvalidOption, TargetRefused, TargetUnavailable
@@ -87,7 +89,8 @@ class Capabilities:
 
     ``patterns`` and ``dtypes`` are those that a target string may ask for (none: the target keeps
     whatever the model has); ``width_multiple`` is the number that pruned widths should be divisible
-    by (positions); ``modules`` must be importable, and ``extra`` is the extra that installs them.
+    by (positions); ``modules`` must be importable, ``build_modules`` only where artifacts are built, and
+    ``extra`` is the extra that installs both.
     """
 
     description: str
@@ -96,16 +99,17 @@ class Capabilities:
     width_multiple: int = 1
     modules: tuple[str, ...] = ()
     extra: str | None = None
+    build_modules: tuple[str, ...] = ()
 
-    def missing(self) -> list[str]:
+    def missing(self, *, to_build: bool = True) -> list[str]:
         """The needed modules that are not installed; imports nothing."""
-        return [name for name in self.modules if not _installed(name)]
+        needed = (*self.modules, *self.build_modules) if to_build else self.modules
+        return [name for name in needed if not _installed(name)]
 
     def install_hint(self) -> str:
         """The command that installs what the target needs."""
-        return (
-            f"pip install 'sparsecc[{self.extra}]'" if self.extra else f"pip install {' '.join(self.modules)}"
-        )
+        needed = " ".join((*self.modules, *self.build_modules))
+        return f"pip install 'sparsecc[{self.extra}]'" if self.extra else f"pip install {needed}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +159,9 @@ class Target(abc.ABC):
 class Executor(abc.ABC):
     """A compiled model: ``executor(x)``, ``executor(input_ids=x)`` or ``executor({"input_ids": x})``."""
 
+    #: output of a product in the lowered model -> the shorter type that the artifact multiplies in
+    rounds: Mapping[str, torch.dtype] = MappingProxyType({})
+
     @abc.abstractmethod
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the model on torch tensors or numpy arrays; the outputs are of the kind that was given."""
@@ -202,9 +209,12 @@ def register(name: str, target: str | type[Target]) -> None:
     _table[name] = target
 
 
-def resolve(text: str) -> tuple[Target, TargetSpec]:
-    """The target and the parsed form of a target string.
+def resolve(
+    text: str, options: Mapping[str, Any] | None = None, *, to_build: bool = True
+) -> tuple[Target, TargetSpec]:
+    """The target and the parsed form of a target string; ``options`` are those of the target's class.
 
+    With ``to_build=False`` only what running an artifact takes has to be installed.
     Raises ``InvalidOption`` for a string that the grammar does not allow, ``TargetUnavailable`` for
     an unknown or uninstalled target and for a pattern or dtype that the target does not have.
     """
@@ -218,14 +228,24 @@ def resolve(text: str) -> tuple[Target, TargetSpec]:
     if isinstance(loaded, str):
         raise TargetUnavailable(f"target {spec.arch!r} cannot be used: {loaded}; {_listing(known)}")
     capabilities = loaded.capabilities
-    if missing := capabilities.missing():
+    if missing := capabilities.missing(to_build=to_build):
         raise TargetUnavailable(
             f"target {spec.arch!r} needs {', '.join(missing)}, not installed here: "
             f"{capabilities.install_hint()}"
         )
     _check_offered(spec, "pattern", spec.pattern, capabilities.patterns)
     _check_offered(spec, "dtype", spec.dtype, capabilities.dtypes)
-    return loaded(), spec
+    return _made(loaded, spec.arch, options or {}), spec
+
+
+def _made(target: type[Target], name: str, options: Mapping[str, Any]) -> Target:
+    known = list(inspect.signature(target).parameters)
+    if unknown := sorted(options.keys() - known):
+        there = f"it has {', '.join(known)}" if known else "it has none"
+        raise InvalidOption(
+            f"target {name!r} has no option {unknown[0]!r}{_closest(unknown[0], known)}; {there}"
+        )
+    return target(**options)
 
 
 def require_accepted(target: Target, spec: TargetSpec, view: View) -> None:

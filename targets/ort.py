@@ -13,9 +13,9 @@ import torch
 
 from sparsecc.artifact import MODEL, WEIGHTS, Artifact
 from sparsecc.errors import InvalidOption, TargetRefused, TargetUnavailable
-from sparsecc.onnxfile.model import to_numpy, to_torch
-from sparsecc.signature import TensorSpec
+from sparsecc.onnxfile.model import to_numpy
 from sparsecc.target import Executor
+from sparsecc.targets.arguments import as_torch, checked
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -48,21 +48,17 @@ class OrtExecutor(Executor):
         Arguments are given by position, by name, or in one dict.  Raises ``InvalidOption`` for
         arguments that do not fit.
         """
-        values = self.signature.bind(args, kwargs)
-        sizes: dict[str, tuple[int, str]] = {}
-        feeds = {spec.name: _checked(spec, values[spec.name], sizes) for spec in self.signature.inputs}
-        tensors = [value for value in values.values() if isinstance(value, torch.Tensor)]
+        feeds, device = checked(self.signature, args, kwargs)
         outputs = self._run(feeds)
-        if tensors:
-            device = tensors[0].device
-            results = {name: _to_torch(name, value).to(device) for name, value in outputs.items()}
+        if device is not None:
+            results = {name: as_torch(name, value).to(device) for name, value in outputs.items()}
             return self.signature.assemble(results)
         return self.signature.assemble(outputs)
 
     def run_named(self, feeds: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Outputs by their names in the ONNX model, for inputs by theirs; nothing is checked."""
         found = self._run({name: to_numpy(value) for name, value in feeds.items()})
-        return {name: _to_torch(name, value) for name, value in found.items()}
+        return {name: as_torch(name, value) for name, value in found.items()}
 
     def _start(self, artifact: Artifact) -> onnxruntime.InferenceSession:
         try:
@@ -115,52 +111,6 @@ class OrtExecutor(Executor):
             spec.name: _from_bits(result, spec.dtype) if spec.dtype in _BITS else result.numpy()
             for spec, result in zip(self.signature.outputs, results, strict=True)
         }
-
-
-def _checked(spec: TensorSpec, value: Any, sizes: dict[str, tuple[int, str]]) -> Array:
-    """The array for one input; ``sizes`` remembers named sizes over the inputs of a call."""
-    array = _to_numpy(spec, value)
-    if array.dtype.name != spec.dtype:
-        raise InvalidOption(f"input {spec.name!r} must be {spec.dtype}, got {array.dtype.name}: convert it")
-    if spec.shape is None:
-        return array
-    fits = len(array.shape) == len(spec.shape)
-    for size, wanted in zip(array.shape, spec.shape, strict=False):
-        fits = fits and (not isinstance(wanted, int) or size == wanted)
-    if not fits:
-        raise InvalidOption(f"input {spec} does not fit the given shape {list(array.shape)}")
-    for size, name in zip(array.shape, spec.shape, strict=True):
-        if isinstance(name, str) and name.isidentifier():
-            before, where = sizes.setdefault(name, (size, spec.name))
-            if before != size:
-                raise InvalidOption(
-                    f"inputs {where!r} and {spec.name!r} must agree in {name!r}: got {before} and {size}"
-                )
-    return array
-
-
-def _to_numpy(spec: TensorSpec, value: Any) -> Array:
-    if isinstance(value, torch.Tensor):
-        return to_numpy(value)
-    if isinstance(value, np.ndarray | np.generic):
-        native = np.asarray(value, value.dtype.newbyteorder("="))
-        return np.ascontiguousarray(native).reshape(native.shape)
-    if isinstance(value, bool | int | float | list | tuple):
-        try:
-            plain = np.asarray(value)
-            return plain.astype(spec.dtype, casting="same_kind" if plain.size else "unsafe")
-        except (TypeError, ValueError) as error:
-            raise InvalidOption(f"input {spec} cannot be made from {value!r}: {error}") from error
-    raise InvalidOption(f"input {spec} must be a torch tensor or a NumPy array, got {type(value).__name__}")
-
-
-def _to_torch(name: str, array: Array) -> torch.Tensor:
-    tensor = to_torch(array)
-    if tensor is None:
-        raise InvalidOption(
-            f"output {name!r} holds {array.dtype}, which torch cannot: call the model with NumPy arrays"
-        )
-    return tensor
 
 
 def _from_bits(value: Any, dtype: str) -> Array:

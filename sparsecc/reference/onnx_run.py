@@ -99,15 +99,23 @@ def _mark_last_uses(steps: list[Step], keep: set[str]) -> None:
 class Runner:
     """Executes a model.  ``dtype=torch.float64`` promotes every float: weights, constants, inputs,
     and casts to float16, bfloat16 and float32.  Computations on sizes alone keep their own type,
-    so that a rounded size stays what it is.
+    so that a rounded size stays what it is.  Weights and inputs are moved to ``device``, if one is given.
 
     Local functions are inlined first: ``model`` is then the inlined one, and a hook's indices
     refer to it.  Raises ``UnsupportedModel`` for operators that nothing here can execute.
     """
 
-    def __init__(self, model: OnnxFile, *, dtype: torch.dtype | None = None, cache: bool = True) -> None:
+    def __init__(
+        self,
+        model: OnnxFile,
+        *,
+        dtype: torch.dtype | None = None,
+        cache: bool = True,
+        device: torch.device | None = None,
+    ) -> None:
         self.model = model.inlined()
         self.dtype = dtype
+        self.device = device
         self._cache: dict[str, Value] | None = {} if cache else None
         self.program = build_program(self.model, self.model.proto.graph, self.model.order, dtype)
         for name, node in self.model.constants.items():
@@ -223,6 +231,8 @@ class Runner:
         found = to_torch(array)
         if found is None:
             return array
+        if self.device is not None:
+            found = found.to(self.device)
         if self.dtype is not None and found.dtype in PROMOTED and found.numel() > 1024:
             return found.to(self.dtype)  # small ones may take part in computations on sizes
         return found
@@ -259,6 +269,8 @@ class Runner:
         if isinstance(value, np.generic):
             value = np.asarray(value)
         found = to_torch(value) if isinstance(value, np.ndarray) else value
+        if isinstance(found, torch.Tensor) and self.device is not None:
+            found = found.to(self.device)
         if isinstance(found, torch.Tensor) and self.dtype is not None and found.dtype in PROMOTED:
             return found.to(self.dtype)
         return value if found is None else found

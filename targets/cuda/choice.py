@@ -1,0 +1,89 @@
+"""Decides layer by layer whether 2:4 pays: expected time of the dense product over that of the sparse one.
+
+The ratios are of cuSPARSELt over cuBLASLt with algorithm search, square products in 16-bit floats
+(SlideSparse, arXiv 2603.05232, published measurements of January 2026; torch 2.9, CUDA 12.9).  What was not
+measured there is interpolated in the logarithm of the product's size, and nothing is said to be faster
+than the largest product measured.  The kernels of this package have not been measured on hardware.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+import numpy as np
+
+from sparsecc.errors import InvalidOption
+from sparsecc.targets.cuda.layers import Layer
+
+CHOICES = ("modelled", "always")
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """Speed-up of 2:4 over dense for square products of the given widths on one GPU."""
+
+    gpu: str
+    ratios: Mapping[int, float]
+
+    def at(self, flops: float) -> float:
+        """The speed-up for a product of ``flops`` operations, interpolated; flat outside of what is known."""
+        widths = sorted(self.ratios)
+        known = [np.log2(2.0 * width**3) for width in widths]
+        return float(np.interp(np.log2(max(flops, 1.0)), known, [self.ratios[w] for w in widths]))
+
+
+_A100 = {512: 0.87, 1024: 1.24, 2048: 1.08, 4096: 1.81, 8192: 1.52, 16384: 1.22}
+_RTX_4090 = {512: 0.97, 1024: 1.28, 2048: 1.86, 4096: 1.83, 8192: 1.95, 16384: 1.90}
+_H100 = {512: 0.60, 1024: 0.75, 2048: 0.97, 4096: 1.53, 8192: 1.59, 16384: 1.45}
+_RTX_5080 = {512: 1.32, 1024: 1.63, 2048: 1.89, 4096: 1.93, 8192: 1.81, 16384: 1.53}
+
+CURVES: Mapping[str, Curve] = MappingProxyType(
+    {
+        "sm80": Curve("A100 PCIe, fp16", MappingProxyType(_A100)),
+        "sm86": Curve("RTX 4090, fp16 (the nearest GPU measured)", MappingProxyType(_RTX_4090)),
+        "sm89": Curve("RTX 4090, fp16", MappingProxyType(_RTX_4090)),
+        "sm90": Curve("H100, bf16", MappingProxyType(_H100)),
+        "sm120": Curve("RTX 5080, bf16", MappingProxyType(_RTX_5080)),
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What was chosen for a layer and why; ``expected`` is the modelled speed-up, 0 without one."""
+
+    layer: str
+    weight: str
+    out: int
+    k: int
+    rows: int
+    sparse: bool
+    expected: float
+    why: str
+
+    def __str__(self) -> str:
+        size = f"{self.weight} [{self.out} x {self.k}], {self.rows} rows"
+        return f"{size}: {'2:4' if self.sparse else 'dense'}, {self.why}"
+
+
+def choose(layer: Layer, arch: str, how: str) -> Choice:
+    """Sparse or dense for one layer; ``how`` is ``modelled`` or ``always`` (wherever it is possible).
+
+    Raises ``InvalidOption`` for another word.
+    """
+    if how not in CHOICES:
+        raise InvalidOption(f"choose must be one of {', '.join(CHOICES)}; got {how!r}")
+
+    def made(sparse: bool, expected: float, why: str) -> Choice:
+        return Choice(layer.name, layer.weight, layer.out, layer.k, layer.rows, sparse, expected, why)
+
+    if layer.refusal:
+        return made(False, 0.0, layer.refusal)
+    if how == "always":
+        return made(True, 0.0, "asked for wherever it is possible")
+    curve = CURVES[arch]
+    expected = curve.at(layer.flops)
+    why = f"{expected:.2f}x expected at {layer.flops / 1e9:.3g} GFLOP (cuSPARSELt on {curve.gpu})"
+    return made(expected > 1.0, expected, why)

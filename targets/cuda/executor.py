@@ -1,0 +1,66 @@
+"""Runs an artifact in torch: generated kernels on a GPU that they are for, torch's operators for the rest."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sparsecc.artifact import MODEL, WEIGHTS, Artifact
+from sparsecc.errors import InvalidModel
+from sparsecc.onnxfile.model import OnnxFile, to_numpy
+from sparsecc.reference.onnx_run import Runner
+from sparsecc.target import Executor
+from sparsecc.targets.arguments import as_torch, checked
+from sparsecc.targets.cuda import reference  # the operator of the graph's own nodes
+from sparsecc.targets.cuda.operator import DTYPES
+
+LAYERS = "layers.json"
+assert reference.KIND
+
+
+class TorchExecutor(Executor):
+    """An artifact's graph on torch: on the first GPU that can run its kernels, else on the CPU."""
+
+    def __init__(self, artifact: Artifact, *, threads: int | None = None) -> None:
+        from sparsecc.targets.cuda.launch import device_for, load_kernels
+
+        self.signature = artifact.signature
+        self.layers = _layers(artifact)
+        self.rounds = {entry["product"]: DTYPES[entry["dtype"]] for entry in self.layers if entry["sparse"]}
+        self.device = device_for(artifact)
+        if self.device.type == "cuda":
+            load_kernels(artifact, self.device)
+        self._folder = tempfile.TemporaryDirectory(prefix="sparsecc-")  # weights are read from it when needed
+        artifact.extract(self._folder.name, *(n for n in (MODEL, WEIGHTS) if n in artifact.members))
+        self._runner = Runner(OnnxFile.load(Path(self._folder.name, MODEL)), device=self.device)
+        self._outputs = [spec.name for spec in self.signature.outputs]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the model; torch tensors in, torch tensors out, else NumPy arrays.
+
+        Raises ``InvalidOption`` for arguments that do not fit.
+        """
+        feeds, device = checked(self.signature, args, kwargs)
+        found = self.run_named({name: as_torch(name, value) for name, value in feeds.items()})
+        if device is not None:
+            return self.signature.assemble({name: value.to(device) for name, value in found.items()})
+        return self.signature.assemble({name: to_numpy(value) for name, value in found.items()})
+
+    def run_named(self, feeds: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Outputs by their names in the graph, for inputs by theirs."""
+        with torch.inference_mode(), self.device:
+            found = self._runner.run(feeds)
+        return {name: found[name] for name in self._outputs}
+
+
+def _layers(artifact: Artifact) -> list[dict[str, Any]]:
+    try:
+        found = json.loads(artifact.read(LAYERS))
+        return [dict(entry) for entry in found]
+    except (ValueError, TypeError, UnicodeDecodeError) as error:
+        raise InvalidModel(f"the artifact's {LAYERS} cannot be read: {error}") from error

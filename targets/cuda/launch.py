@@ -1,0 +1,148 @@
+"""Stored kernels on the GPU at hand: which image fits, which tile for how many rows, and the launch.
+
+Not measured on hardware.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from sparsecc.artifact import Artifact
+from sparsecc.errors import InvalidModel, TargetUnavailable
+from sparsecc.targets.cuda.build import Kernel
+from sparsecc.targets.cuda.config import tile_for
+from sparsecc.targets.cuda.driver import driver
+from sparsecc.targets.cuda.operator import DTYPES, Operands
+
+KERNELS = "kernels.json"
+FOLDER = "kernels"
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Loaded:
+    """A kernel in a GPU's memory."""
+
+    kernel: Kernel
+    function: int
+
+
+#: kernels by device and entry name
+_loaded: dict[tuple[int, str], Loaded] = {}
+
+
+def kernels_of(artifact: Artifact) -> dict[str, Kernel]:
+    """The kernels that an artifact holds, by name.  Raises ``InvalidModel`` for damaged ones."""
+    try:
+        manifests = json.loads(artifact.read(KERNELS))
+        names = [str(manifest["entry"]) for manifest in manifests]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InvalidModel(f"the artifact's {KERNELS} cannot be read: {error}") from error
+    prefix = f"{FOLDER}/"
+    files = {n.removeprefix(prefix): artifact.read(n) for n in artifact.members if n.startswith(prefix)}
+    return {n: Kernel.load(m, files) for n, m in zip(names, manifests, strict=True)}
+
+
+def device_for(artifact: Artifact) -> torch.device:
+    """The current GPU where the artifact has kernels and all of them can run on it, else the CPU."""
+    kernels = kernels_of(artifact)
+    if not kernels or not torch.cuda.is_available():
+        return torch.device("cpu")
+    index = torch.cuda.current_device()
+    major, minor = torch.cuda.get_device_capability(index)
+    fits = all(image_for(kernel, major, minor) is not None for kernel in kernels.values())
+    return torch.device("cuda", index) if fits else torch.device("cpu")
+
+
+def image_for(kernel: Kernel, major: int, minor: int) -> bytes | None:
+    """What compute capability ``major.minor`` runs: its own image, one of its family, PTX, or None.
+
+    A cubin runs on its own major version from its minor version on (CUDA C++ programming guide, "Binary
+    compatibility"), one for ``sm_90a`` on 9.0 alone; PTX is compiled by the driver for anything later.
+    """
+    here = 10 * major + minor
+    found: list[tuple[int, bytes]] = []
+    for arch, image in kernel.images.items():
+        exact = arch.endswith("a")
+        number = int(arch.removeprefix("sm_").removesuffix("a"))
+        if number == here or (not exact and number // 10 == major and number <= here):
+            found.append((2 * number + exact, image.cubin))
+    if found:
+        return max(found)[1]
+    number = int(kernel.ptx_arch.removeprefix("sm_").removesuffix("a"))
+    later = number <= here and not kernel.ptx_arch.endswith("a")
+    return kernel.ptx.encode() + b"\0" if later else None
+
+
+def load_kernels(artifact: Artifact, device: torch.device) -> None:
+    """Put the artifact's kernels into the memory of ``device``."""
+    torch.cuda.init()
+    major, minor = torch.cuda.get_device_capability(device)
+    with torch.cuda.device(device):
+        torch.empty(1, device=device)  # makes the context that the driver's calls need
+        for name, kernel in kernels_of(artifact).items():
+            image = image_for(kernel, major, minor)
+            if image is None:
+                raise TargetUnavailable(f"kernel {name} has no code for compute capability {major}.{minor}")
+            function = driver().function(image, kernel.entry, kernel.config.shared_bytes)
+            assert device.index is not None
+            _loaded[device.index, name] = Loaded(kernel, function)
+
+
+def chosen(kernels: Sequence[Kernel], rows: int) -> Kernel:
+    """The kernel whose tile is made for ``rows``, or else the one with the nearest tokens a block."""
+    wanted = _tokens_a_block(tile_for(rows))
+    return min(kernels, key=lambda kernel: (abs(kernel.config.block_n - wanted), kernel.entry))
+
+
+def _tokens_a_block(tile: str) -> int:
+    from sparsecc.targets.cuda.config import default_config
+
+    return default_config(tile).block_n
+
+
+def launched(given: Operands, shape: Sequence[int]) -> torch.Tensor:
+    """Run one of the operator's kernels on the GPU that holds its input; the output has ``shape``."""
+    index = given.x.device.index
+    assert index is not None
+    found = [_loaded[index, name] for name in given.kernels.split(",") if (index, name) in _loaded]
+    if not found:
+        raise TargetUnavailable(
+            f"no kernel of this layer is loaded on cuda:{index}, which is not the GPU of the artifact"
+        )
+    sizes, rows = run_time_sizes(given, shape)
+    by_name = {one.kernel.entry: one for one in found}
+    kernel = chosen([one.kernel for one in found], rows)
+    launch = kernel.launch(**sizes)
+    wide = torch.float32 if kernel.config.out_dtype == "fp32" else DTYPES[kernel.config.out_dtype]
+    result = torch.empty(list(shape), dtype=wide, device=given.x.device)
+    residual = None if given.residual is None else given.residual.expand(list(shape)).to(wide).contiguous()
+    tensors: Mapping[str, Any] = {
+        "weight": given.values,
+        "metadata": given.metadata,
+        "x": given.x.to(DTYPES[given.dtype]).contiguous(),
+        "d": result,
+        "scale": given.scale,
+        "bias": given.bias,
+        "residual": residual,
+    }
+    addresses = [tensors[name].data_ptr() for name in kernel.parameters if name in tensors]
+    numbers = [launch.scalars[name] for name in kernel.parameters if name not in tensors]
+    with torch.cuda.device(given.x.device):
+        stream = torch.cuda.current_stream().cuda_stream
+        function = by_name[kernel.entry].function
+        driver().launch(function, launch.grid, launch.block, launch.shared_bytes, stream, addresses, numbers)
+    return result.to(given.x.dtype)
+
+
+def run_time_sizes(given: Operands, shape: Sequence[int]) -> tuple[dict[str, int], int]:
+    """The sizes that a launch is computed from, and the rows of one grid (tokens, or pixels of an image)."""
+    if not given.conv:
+        tokens = given.x.numel() // given.x.shape[-1]
+        return {"tokens": tokens}, tokens
+    batch, _, height, width = given.x.shape
+    return {"batch": batch, "height": height, "width": width}, shape[2] * shape[3]

@@ -1,0 +1,255 @@
+"""Finds the products with 2:4 weights in an ONNX graph, and what follows them that a kernel can do as well.
+
+    MatMul -> Add(bias) -> Gelu -> Add(residual)    becomes one Layer with an Epilogue
+
+Nothing is decided here: a layer that cannot be sparse is listed with the reason.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from onnx import NodeProto
+
+from sparsecc.errors import SparseccError
+from sparsecc.onnxfile.model import OnnxFile, to_torch
+from sparsecc.onnxfile.shapes import Shapes
+from sparsecc.onnxfile.structure import describe
+from sparsecc.reference.onnx_ops.registry import attributes
+from sparsecc.targets.cuda.config import Epilogue
+from sparsecc.targets.cuda.pack import GROUP, is_packable
+from sparsecc.targets.cuda.problem import Conv
+
+Array: TypeAlias = npt.NDArray[np.float32]
+
+#: element types that a kernel can take the weights of
+FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True, eq=False)
+class Layer:
+    """One product with a constant weight [out, k], and what a kernel for it would replace.
+
+    ``nodes`` are the places of the replaced nodes, the product first; ``output`` is the value that the last
+    of them gives, and ``product`` that of the product alone.  ``rows`` is the number of tokens (or output
+    pixels) for the graph's representative sizes.  ``refusal`` says why the layer cannot be sparse; it is
+    empty where it can.
+    """
+
+    name: str
+    weight: str
+    nodes: tuple[int, ...]
+    x: str
+    output: str
+    product: str
+    matrix: torch.Tensor
+    rows: int = 0
+    conv: Conv | None = None
+    epilogue: Epilogue = field(default_factory=Epilogue)
+    scale: Array | None = None
+    bias: Array | None = None
+    residual: str = ""
+    refusal: str = ""
+
+    @property
+    def out(self) -> int:
+        return int(self.matrix.shape[0])
+
+    @property
+    def k(self) -> int:
+        return int(self.matrix.shape[1])
+
+    @property
+    def flops(self) -> int:
+        """Operations of the dense product, two for a multiplication and an addition."""
+        return 2 * self.out * self.k * self.rows
+
+
+class Refused(Exception):
+    """Why a product cannot be sparse."""
+
+
+@dataclass(frozen=True, eq=False)
+class Graph:
+    """An ONNX graph with who reads what."""
+
+    file: OnnxFile
+    shapes: Shapes
+    producer: Mapping[str, int]
+    readers: Mapping[str, tuple[int, ...]]
+    outputs: frozenset[str]
+
+    @classmethod
+    def of(cls, file: OnnxFile, shapes: Shapes) -> Graph:
+        """Index a graph; values that bodies of control flow read count as outputs, since they must stay."""
+        graph = file.proto.graph
+        readers: dict[str, list[int]] = {}
+        outer: set[str] = set()
+        for index, node in enumerate(graph.node):
+            for name in node.input:
+                readers.setdefault(name, []).append(index)
+            for attribute in node.attribute:
+                for body in (attribute.g, *attribute.graphs):
+                    outer.update(name for inner in body.node for name in inner.input)
+        return cls(
+            file,
+            shapes,
+            {name: index for index, node in enumerate(graph.node) for name in node.output if name},
+            {name: tuple(found) for name, found in readers.items()},
+            frozenset({value.name for value in graph.output} | outer),
+        )
+
+    def node(self, index: int) -> NodeProto:
+        node: NodeProto = self.file.proto.graph.node[index]
+        return node
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        return self.shapes.get(name).shape
+
+    def constant(self, name: str) -> tuple[torch.Tensor, str] | None:
+        """A stored constant, also through Transpose and Identity, and the name that it is stored under."""
+        if any(value.name == name for value in self.file.inputs):
+            return None
+        index = self.producer.get(name)
+        if index is None or self.node(index).op_type == "Constant":
+            try:
+                found = to_torch(self.file.array(name))
+            except (SparseccError, KeyError):
+                return None
+            return None if found is None else (found, name)
+        node = self.node(index)
+        if node.domain not in ("", "ai.onnx") or node.op_type not in ("Transpose", "Identity"):
+            return None
+        inner = self.constant(node.input[0])
+        if inner is None or node.op_type == "Identity":
+            return inner
+        order = attributes(node).get("perm") or list(reversed(range(inner[0].dim())))
+        return inner[0].permute(order), inner[1]
+
+    def only_reader(self, name: str) -> int | None:
+        """The one node that reads a value that nothing else needs."""
+        readers = self.readers.get(name, ())
+        return readers[0] if len(readers) == 1 and name not in self.outputs else None
+
+
+def find_layers(file: OnnxFile, shapes: Shapes) -> list[Layer]:
+    """Every product with a constant matrix, in the order of the graph."""
+    graph = Graph.of(file, shapes)
+    return [layer for index in range(len(file.proto.graph.node)) for layer in _layers_at(graph, index)]
+
+
+def _layers_at(graph: Graph, index: int) -> Iterator[Layer]:
+    from sparsecc.targets.cuda.fuse import fused
+
+    node = graph.node(index)
+    read = _PRODUCTS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
+    if read is None or len(node.input) < 2:
+        return
+    constant = graph.constant(node.input[1])
+    if constant is None:
+        return
+    weight, name = constant
+    layer = Layer(
+        name=describe(node, index),
+        weight=name,
+        nodes=(index,),
+        x=node.input[0],
+        output=node.output[0],
+        product=node.output[0],
+        matrix=weight.flatten(1),
+    )
+    try:
+        if weight.dtype not in FLOATS:
+            raise Refused(f"its weight is {str(weight.dtype).removeprefix('torch.')}")
+        layer = read(graph, node, layer, weight)
+        if layer.k % GROUP:
+            raise Refused(f"its contraction has {layer.k} weights, not a multiple of {GROUP}")
+        if not is_packable(layer.matrix):
+            raise Refused("its weight is not 2:4 along the contraction")
+        yield fused(graph, layer)
+    except Refused as reason:
+        yield replace(layer, refusal=str(reason))
+
+
+def _rows(graph: Graph, layer: Layer, channel: int) -> int:
+    """Tokens or pixels: the elements of the product's output over its channels."""
+    shape = graph.shape(layer.output)
+    if shape is None:
+        raise Refused("the shape of its output is not known")
+    return math.prod(shape) // max(1, shape[channel])
+
+
+def _matmul(graph: Graph, node: NodeProto, layer: Layer, weight: torch.Tensor) -> Layer:
+    """x[*,K] w[K,N] -> y[*,N]"""
+    if weight.dim() != 2:
+        raise Refused(f"its weight has {weight.dim()} axes")
+    return replace(layer, matrix=weight.t(), rows=_rows(graph, layer, -1))
+
+
+def _gemm(graph: Graph, node: NodeProto, layer: Layer, weight: torch.Tensor) -> Layer:
+    """x[M,K] w[K,N] (transB: w[N,K]) c[N] -> y[M,N]"""
+    given = attributes(node)
+    if given.get("transA") or given.get("alpha", 1.0) != 1.0 or given.get("beta", 1.0) != 1.0:
+        raise Refused("it transposes its first operand or scales its operands")
+    layer = replace(layer, matrix=weight if given.get("transB") else weight.t(), rows=_rows(graph, layer, -1))
+    if len(node.input) < 3 or not node.input[2]:
+        return layer
+    bias = graph.constant(node.input[2])
+    if bias is None or bias[0].numel() not in (1, layer.out) or bias[0].shape[-1:].numel() != bias[0].numel():
+        raise Refused("its bias is not one stored number for each output")
+    return biased(layer, bias[0].reshape(-1).expand(layer.out))
+
+
+def _conv(graph: Graph, node: NodeProto, layer: Layer, weight: torch.Tensor) -> Layer:
+    """x[N,C,H,W] w[O,C,kH,kW] b[O] -> y[N,O,H',W'], as a product over kernel positions and channels"""
+    given = attributes(node)
+    if weight.dim() != 4:
+        raise Refused(f"it has {weight.dim() - 2} spatial axes, and kernels have two")
+    if given.get("group", 1) != 1:
+        raise Refused(f"it has {given['group']} groups")
+    pads = list(given.get("pads", [0, 0, 0, 0]))
+    if given.get("auto_pad", "NOTSET") not in ("NOTSET", "VALID") or pads[:2] != pads[2:]:
+        raise Refused("its padding differs between sides")
+    high, wide = weight.shape[2:]
+    conv = Conv(
+        int(weight.shape[1]),
+        (int(high), int(wide)),
+        _pair(given.get("strides", [1, 1])),
+        _pair(pads[:2] if given.get("auto_pad", "NOTSET") == "NOTSET" else [0, 0]),
+        _pair(given.get("dilations", [1, 1])),
+    )
+    if conv.channels % GROUP:
+        raise Refused(f"it has {conv.channels} input channels, not a multiple of {GROUP}")
+    layer = replace(
+        layer,
+        matrix=weight.permute(0, 2, 3, 1).reshape(len(weight), -1),
+        rows=_rows(graph, layer, 1),
+        conv=conv,
+    )
+    bias = graph.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else None
+    if len(node.input) > 2 and node.input[2] and bias is None:
+        raise Refused("its bias is not stored")
+    return layer if bias is None else biased(layer, bias[0])
+
+
+def _pair(values: list[int]) -> tuple[int, int]:
+    return int(values[0]), int(values[1])
+
+
+def biased(layer: Layer, bias: torch.Tensor) -> Layer:
+    """The layer with a bias [out] added to its sums."""
+    values = bias.double().numpy() + (0 if layer.bias is None else layer.bias)
+    return replace(layer, bias=values.astype(np.float32), epilogue=replace(layer.epilogue, bias=True))
+
+
+_PRODUCTS: Mapping[str, Callable[[Graph, NodeProto, Layer, torch.Tensor], Layer]] = {
+    "MatMul": _matmul,
+    "Gemm": _gemm,
+    "Conv": _conv,
+}

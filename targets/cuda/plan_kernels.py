@@ -1,0 +1,65 @@
+"""Which kernels a layer needs: its element type, epilogue, sizes and tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+
+from sparsecc.targets.cuda.config import ARCHES, KernelConfig, default_config, tile_for
+from sparsecc.targets.cuda.layers import Layer
+from sparsecc.targets.cuda.problem import Problem
+
+#: images of a target: cubins for these architectures, PTX of the first for whatever comes later
+IMAGES: dict[str, tuple[str, ...]] = {
+    "sm80": ("sm_80", "sm_86"),
+    "sm86": ("sm_86",),
+    "sm89": ("sm_89",),
+    "sm90": ("sm_90",),
+    "sm120": ("sm_120",),
+}
+_OUTPUTS = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+_FEW, _MANY = 16, 4096
+"""Rows beside those of the representative sizes that a layer of varying size gets tiles for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One kernel to be built."""
+
+    config: KernelConfig
+    problem: Problem
+
+
+def element_of(layer: Layer, asked: str | None) -> str:
+    """The element type that a layer is multiplied in: as asked for, as in the model, else fp16."""
+    return asked or ("bf16" if layer.matrix.dtype == torch.bfloat16 else "fp16")
+
+
+def wanted(layer: Layer, asked: str | None, arch: str, *, varies: bool) -> Iterator[Wanted]:
+    """The kernels for a layer: the tile for its rows, and where these vary those for few and many."""
+    dtype = element_of(layer, asked)
+    rows = layer.rows if layer.conv is None else max(1, layer.rows)
+    tiles = dict.fromkeys(tile_for(n) for n in ((rows, _FEW, _MANY) if varies else (rows,)))
+    problem = Problem(layer.out, layer.k, conv=layer.conv)
+    for tile in tiles:
+        config = default_config(
+            tile,
+            dtype,
+            epilogue=layer.epilogue,
+            out_dtype=_OUTPUTS[layer.matrix.dtype],
+            layout="rows" if layer.conv is None else "nchw",
+        )
+        yield Wanted(_fitting(config, arch), problem)
+
+
+def _fitting(config: KernelConfig, arch: str) -> KernelConfig:
+    """The configuration with as many stages as every image of the target has shared memory for."""
+    images = IMAGES[arch]
+    while config.stages > 2 and any(config.refusal(image) for image in images):
+        config = replace(config, stages=config.stages - 1)
+    return config
+
+
+assert all(image in ARCHES for images in IMAGES.values() for image in images)

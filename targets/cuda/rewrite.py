@@ -1,0 +1,145 @@
+"""Puts ``SparseMatMul`` nodes with packed weights in the place of the layers that were chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
+
+from sparsecc.errors import InvalidModel
+from sparsecc.onnxfile.model import OnnxFile, subgraphs
+from sparsecc.onnxfile.structure import free_names
+from sparsecc.targets.cuda.layers import Layer
+from sparsecc.targets.cuda.operator import DTYPES
+from sparsecc.targets.cuda.pack import Packed, pack, unpack
+from sparsecc.targets.cuda.plan_kernels import element_of
+from sparsecc.targets.cuda.problem import Conv
+from sparsecc.targets.cuda.reference import DOMAIN, KIND, VERSION
+
+
+def packed(layer: Layer, dtype: str) -> Packed:
+    """The layer's weight in the kernel's element type, packed; unpacked again it has the same bits.
+
+    Raises ``InvalidModel`` where it would not: then packing is at fault, and nothing is written.
+    """
+    matrix = layer.matrix.to(DTYPES[dtype]).contiguous()
+    found = pack(matrix)
+    again = unpack(found)
+    if not torch.equal(again.view(torch.int16), matrix.view(torch.int16)) and not torch.equal(
+        again.nan_to_num(), matrix.nan_to_num()
+    ):
+        raise InvalidModel(
+            f"{layer.name}: the packed weight {layer.weight!r} is not the weight; please report this"
+        )
+    return found
+
+
+def rewritten(
+    file: OnnxFile, layers: Sequence[Layer], kernels: Mapping[str, Sequence[str]], asked: str | None
+) -> ModelProto:
+    """A model whose ``layers`` are SparseMatMul nodes; ``kernels`` are keys by the layer's output.
+
+    ``asked`` is the element type to multiply in, None for that of each weight.
+
+    Weights that nothing reads any more are left out; those that several layers share are packed once.
+    """
+    proto = ModelProto()
+    proto.CopyFrom(file.proto)
+    graph = proto.graph
+    at = {layer.nodes[-1]: layer for layer in layers}
+    gone = {index for layer in layers for index in layer.nodes}
+    stored: dict[tuple[str, tuple[int, ...]], tuple[str, str]] = {}
+    nodes: list[NodeProto] = []
+    for index, node in enumerate(file.proto.graph.node):
+        if index in at:
+            nodes.append(_node(graph, at[index], kernels, element_of(at[index], asked), stored))
+        elif index not in gone:
+            nodes.append(node)
+    kept = _needed(nodes, graph)
+    del graph.node[:]
+    graph.node.extend(nodes[i] for i in kept)
+    _drop_unread(graph)
+    proto.opset_import.append(helper.make_opsetid(DOMAIN, VERSION))
+    return proto
+
+
+def _node(
+    graph: GraphProto,
+    layer: Layer,
+    kernels: Mapping[str, Sequence[str]],
+    dtype: str,
+    stored: dict[tuple[str, tuple[int, ...]], tuple[str, str]],
+) -> NodeProto:
+    key = (layer.weight, tuple(layer.matrix.stride()))
+    if key not in stored:
+        found = packed(layer, dtype)
+        stored[key] = (
+            _store(graph, f"{layer.weight}.values.{len(stored)}", found.values),
+            _store(graph, f"{layer.weight}.metadata.{len(stored)}", found.metadata),
+        )
+    extra = [
+        "" if values is None else _store(graph, f"{layer.output}.{what}", values)
+        for what, values in (("scale", layer.scale), ("bias", layer.bias))
+    ]
+    inputs = [layer.x, *stored[key], *extra, layer.residual]
+    while not inputs[-1]:
+        inputs.pop()
+    given: dict[str, Any] = {
+        "out": layer.out,
+        "k": layer.k,
+        "dtype": dtype,
+        "activation": layer.epilogue.activation,
+    }
+    if layer.conv is not None:
+        given["conv"] = conv_numbers(layer.conv)
+    if kernels.get(layer.output):
+        given["kernels"] = list(kernels[layer.output])
+    return helper.make_node(
+        KIND, inputs, [layer.output], name=f"{layer.output}.sparse", domain=DOMAIN, **given
+    )
+
+
+def conv_numbers(conv: Conv) -> list[int]:
+    """A convolution as the operator takes it: channels, then kernel, stride, padding, dilation."""
+    return [conv.channels, *conv.kernel, *conv.stride, *conv.padding, *conv.dilation]
+
+
+def _store(graph: GraphProto, name: str, values: npt.NDArray[Any]) -> str:
+    taken = {tensor.name for tensor in graph.initializer}
+    while name in taken:
+        name += "_"
+    graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(values), name))
+    return name
+
+
+def _needed(nodes: Sequence[NodeProto], graph: GraphProto) -> list[int]:
+    """Places of the nodes that the graph's outputs depend on, or that have no outputs to depend on."""
+    wanted = {value.name for value in graph.output}
+    kept: list[int] = []
+    for index in reversed(range(len(nodes))):
+        node = nodes[index]
+        if not wanted.intersection(node.output):
+            continue
+        kept.append(index)
+        wanted.update(_reads(node))
+    return kept[::-1]
+
+
+def _reads(node: NodeProto) -> Iterable[str]:
+    yield from (name for name in node.input if name)
+    for body in subgraphs(node):
+        yield from free_names(body)
+
+
+def _drop_unread(graph: GraphProto) -> None:
+    """Remove initializers, and notes on values, that no node has to do with any more."""
+    read = {name for node in graph.node for name in _reads(node)} | {value.name for value in graph.output}
+    inputs = {value.name for value in graph.input}
+    for entries, wanted in ((graph.initializer, read | inputs), (graph.value_info, read)):
+        for index in reversed(range(len(entries))):
+            if entries[index].name not in wanted:
+                del entries[index]
