@@ -275,7 +275,8 @@ def _build(
         certificate=result.certificate.to_json(),
         members=result.plan.members(),
     )
-    certificate, report = result.certificate, result.report
+    certificate = result.certificate
+    report = replace(result.report, notes=(*result.report.notes, *back_end.notes(artifact)))
     executor = back_end.executor(artifact)
     if verify:
         progress("check")

@@ -155,6 +155,14 @@ class Target(abc.ABC):
     def executor(self, artifact: Artifact, *, threads: int | None = None) -> Executor:
         """What runs ``artifact``; needs nothing but the artifact."""
 
+    def listing(self, artifact: Artifact) -> list[dict[str, str]]:
+        """What was built for each layer: rows of a table, by column; empty where there is nothing to tell."""
+        return []
+
+    def notes(self, artifact: Artifact) -> list[str]:
+        """What a user has to know of this artifact, one sentence each."""
+        return []
+
 
 class Executor(abc.ABC):
     """A compiled model: ``executor(x)``, ``executor(input_ids=x)`` or ``executor({"input_ids": x})``."""

@@ -565,3 +565,21 @@ def test_the_driver_is_called_as_its_header_says(tmp_path: Path) -> None:
 
 def test_names_of_the_graphs_operator() -> None:
     assert f"{DOMAIN}::{KIND}" == "sparsecc::SparseMatMul"
+
+
+def test_the_listing_and_the_notes_say_what_runs_how(
+    built: tuple[Block, torch.Tensor, sparsecc.Compiled], tmp_path: Path
+) -> None:
+    from click.testing import CliRunner
+
+    from sparsecc.cli.commands import cli
+
+    compiled = built[2]
+    assert "2 of 3 products run on sparse tensor cores" in compiled.report.notes[-2]
+    assert "not been measured on hardware" in compiled.report.notes[-1]
+    compiled.save(tmp_path / "a.scc")
+    shown = json.loads(CliRunner().invoke(cli, ["inspect", str(tmp_path / "a.scc"), "--json"]).output)
+    assert [row["runs"] for row in shown["layers"]] == ["2:4 fp16", "2:4 fp16", "dense"]
+    assert int(shown["layers"][0]["registers"]) > 16
+    assert "not 2:4" in shown["layers"][2]["why"]
+    assert CliRunner().invoke(cli, ["inspect", str(tmp_path / "a.scc")]).exit_code == 0

@@ -143,6 +143,7 @@ def _inspect_artifact(run: Run, file: str) -> None:
     manifest = artifact.manifest
     members = {name: sum(map(len, artifact.chunks(name))) for name in sorted(artifact.members)}
     signature = artifact.signature
+    listing = _listing(artifact)
     plan = Plan.from_members({name: artifact.read(name) for name in ("plan.json", "plan.safetensors")})
     run.show(
         {
@@ -151,6 +152,7 @@ def _inspect_artifact(run: Run, file: str) -> None:
             "manifest": manifest,
             "members": members,
             "plan": plan.to_parts()[0],
+            "layers": listing,
         },
         render.facts(
             "",
@@ -166,8 +168,20 @@ def _inspect_artifact(run: Run, file: str) -> None:
         render.signature_table("outputs", signature.outputs),
         *render.report_tables(Report.from_json(manifest["report"])),
         render.plan_table(plan),
+        *render.listing_tables(listing),
         *render.certificate_tables(Certificate.from_json(manifest["certificate"])),
     )
+
+
+def _listing(artifact: Any) -> list[dict[str, str]]:
+    """The target's own table of layers; empty where the target is not known here."""
+    from sparsecc.errors import TargetUnavailable
+    from sparsecc.target import resolve
+
+    try:
+        return resolve(artifact.target, to_build=False)[0].listing(artifact)
+    except TargetUnavailable:
+        return []
 
 
 @cli.command(help=f"Remove the least salient channels, neurons, heads and head dimensions.\n\n{_MODEL}")
@@ -289,6 +303,13 @@ def _produce(
 @output_options
 @click.option("--target", default="cpu", show_default=True, help="See `sparsecc targets`.")
 @click.option("--recipe", metavar="TEXT", help="Passes to apply first (default: only lossless slimming).")
+@click.option(
+    "--option",
+    "chosen",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="An option of the target, as choose=always.",
+)
 @command(*_COMPILING)
 def compile_model(
     run: Run,
@@ -300,12 +321,17 @@ def compile_model(
     no_verify: bool,
     target: str,
     recipe: str | None,
+    chosen: tuple[str, ...],
     latency: bool,
 ) -> None:
     """See the help of the command."""
     import sparsecc
     from sparsecc.cli import render
     from sparsecc.cli.models import check_artifact_output, read_model
+    from sparsecc.errors import InvalidOption
+
+    if wrong := [text for text in chosen if "=" not in text]:
+        raise InvalidOption(f"--option {wrong[0]}: write NAME=VALUE, for instance choose=always")
 
     with run.progress() as stage:
         stage("capture")
@@ -315,6 +341,7 @@ def compile_model(
         options: dict[str, Any] = {
             "target": target,
             "recipe": recipe,
+            "options": dict(text.split("=", 1) for text in chosen),
             "latency": latency,
             "verify": not no_verify,
         }

@@ -125,6 +125,12 @@ def plan_table(plan: Plan) -> Table:
     return table(title, ("group", ">kept", "by"), rows)
 
 
+def listing_tables(rows: Sequence[Mapping[str, str]]) -> Iterator[RenderableType]:
+    """A target's own table of layers."""
+    if rows:
+        yield table("layers", list(rows[0]), [list(row.values()) for row in rows])
+
+
 def targets_table(targets: Iterable[TargetInfo]) -> Table:
     """Every target, what it offers, and whether it can be used here."""
     rows = [

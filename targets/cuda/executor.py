@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,17 +9,14 @@ from typing import Any
 
 import torch
 
+import sparsecc.targets.cuda.reference  # noqa: F401  (registers the operator of the graph's own nodes)
 from sparsecc.artifact import MODEL, WEIGHTS, Artifact
-from sparsecc.errors import InvalidModel
 from sparsecc.onnxfile.model import OnnxFile, to_numpy
 from sparsecc.reference.onnx_run import Runner
 from sparsecc.target import Executor
 from sparsecc.targets.arguments import as_torch, checked
-from sparsecc.targets.cuda import reference  # the operator of the graph's own nodes
+from sparsecc.targets.cuda.listing import layers_of
 from sparsecc.targets.cuda.operator import DTYPES
-
-LAYERS = "layers.json"
-assert reference.KIND
 
 
 class TorchExecutor(Executor):
@@ -30,7 +26,7 @@ class TorchExecutor(Executor):
         from sparsecc.targets.cuda.launch import device_for, load_kernels
 
         self.signature = artifact.signature
-        self.layers = _layers(artifact)
+        self.layers = layers_of(artifact)
         self.rounds = {entry["product"]: DTYPES[entry["dtype"]] for entry in self.layers if entry["sparse"]}
         self.device = device_for(artifact)
         if self.device.type == "cuda":
@@ -56,11 +52,3 @@ class TorchExecutor(Executor):
         with torch.inference_mode(), self.device:
             found = self._runner.run(feeds)
         return {name: found[name] for name in self._outputs}
-
-
-def _layers(artifact: Artifact) -> list[dict[str, Any]]:
-    try:
-        found = json.loads(artifact.read(LAYERS))
-        return [dict(entry) for entry in found]
-    except (ValueError, TypeError, UnicodeDecodeError) as error:
-        raise InvalidModel(f"the artifact's {LAYERS} cannot be read: {error}") from error

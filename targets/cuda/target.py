@@ -53,9 +53,9 @@ class _Cuda(Target):
         """
         from sparsecc.onnxfile.model import OnnxFile as File
         from sparsecc.onnxfile.shapes import infer
-        from sparsecc.targets.cuda.executor import LAYERS
         from sparsecc.targets.cuda.launch import FOLDER, KERNELS
         from sparsecc.targets.cuda.layers import find_layers
+        from sparsecc.targets.cuda.listing import LAYERS
         from sparsecc.targets.cuda.rewrite import rewritten
         from sparsecc.targets.onnx import onnx_members
 
@@ -99,6 +99,18 @@ class _Cuda(Target):
             build_gemm(one.config, one.problem, IMAGES[self.name])
             for one in wanted(layer, spec.dtype, self.name, varies=varies)
         ]
+
+    def listing(self, artifact: Artifact) -> list[dict[str, str]]:
+        """Per layer: what was chosen and why, and what its kernels take."""
+        from sparsecc.targets.cuda.listing import rows
+
+        return rows(artifact)
+
+    def notes(self, artifact: Artifact) -> list[str]:
+        """How many layers run sparse, and what has not been measured."""
+        from sparsecc.targets.cuda.listing import summary
+
+        return summary(artifact)
 
     def executor(self, artifact: Artifact, *, threads: int | None = None) -> TorchExecutor:
         """The artifact on the GPU at hand, or on the CPU."""
