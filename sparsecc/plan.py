@@ -130,7 +130,7 @@ _ACTIONS: dict[str, type[Any]] = {
 
 @dataclass(frozen=True, eq=False)
 class Decision:
-    """What a pass kept of a group, and who decided: kept index -> original index."""
+    """What a pass kept of a group, and who decided: kept index -> original index, in the new order."""
 
     group: str
     size: int
@@ -144,6 +144,23 @@ class Skip:
 
     where: str
     reason: str
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """What an N:M pattern along ``axis`` made of a weight.
+
+    ``state``: ``pruned`` by this plan, ``there`` before it, or ``dense``: left without it (``Plan.skips``
+    says why).  ``kept`` and ``total`` are sums of |w| over what the pattern leaves and over everything
+    that no other pass removes; 0 for dense weights.
+    """
+
+    weight: str
+    axis: int
+    pattern: str
+    state: Literal["pruned", "there", "dense"]
+    kept: float = 0.0
+    total: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,6 +177,7 @@ class Plan:
     actions: tuple[Action, ...] = ()
     decisions: tuple[Decision, ...] = ()
     skips: tuple[Skip, ...] = ()
+    patterns: tuple[Pattern, ...] = ()
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     recipe: str = ""
     form: Literal["", "class", "graph"] = ""
@@ -215,6 +233,7 @@ class Plan:
             "actions": actions,
             "decisions": decisions,
             "skips": [asdict(s) for s in self.skips],
+            "patterns": [asdict(p) for p in self.patterns],
             "shapes": {k: list(v) for k, v in self.shapes.items()},
         }
         return document, arrays
@@ -236,6 +255,7 @@ class Plan:
                 actions=actions,
                 decisions=decisions,
                 skips=tuple(Skip(**s) for s in document["skips"]),
+                patterns=tuple(_pattern(p) for p in document.get("patterns", ())),
                 shapes={k: tuple(v) for k, v in document["shapes"].items()},
                 recipe=document["recipe"],
                 form=document["form"],
@@ -341,6 +361,11 @@ def _action(entry: Mapping[str, Any], arrays: Mapping[str, Array]) -> Action:
     if isinstance(action, Take):
         _check_take(action)
     return action
+
+
+def _pattern(entry: Mapping[str, Any]) -> Pattern:
+    _one_of(entry["state"], "pruned", "there", "dense")
+    return Pattern(**entry)
 
 
 def _check_take(take: Take) -> None:

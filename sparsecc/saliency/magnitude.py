@@ -47,6 +47,12 @@ class Criterion:
         """Saliency of positions from their summed scores."""
         return total
 
+    def elements(self, name: str, weight: torch.Tensor, statistics: Any = None) -> npt.NDArray[Any]:
+        """Score of every single element, shape of the weight; only their order matters.  Default: |w|."""
+        wide = weight.detach() if str(weight.dtype) == "torch.float64" else weight.detach().float()
+        found: npt.NDArray[Any] = wide.abs().cpu().numpy()
+        return found
+
 
 @dataclass(frozen=True)
 class Lp(Criterion):
@@ -121,8 +127,14 @@ class Random(Criterion):
 
     def scores(self, name: str, weight: torch.Tensor, axis: int, statistics: Any = None) -> Scores:
         """Uniform in [0, 1)."""
-        key = zlib.crc32(f"{name}[{axis}]".encode())
-        return np.random.default_rng([self.seed, key]).random(weight.shape[axis])
+        return self._generator(f"{name}[{axis}]").random(weight.shape[axis])
+
+    def elements(self, name: str, weight: torch.Tensor, statistics: Any = None) -> npt.NDArray[Any]:
+        """Uniform in [0, 1)."""
+        return self._generator(name).random(tuple(weight.shape))
+
+    def _generator(self, words: str) -> np.random.Generator:
+        return np.random.default_rng([self.seed, zlib.crc32(words.encode())])
 
 
 #: text name -> criterion
