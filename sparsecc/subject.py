@@ -126,6 +126,8 @@ class Subject(ABC):
                     f"the plan was made for another model: it keeps part of a group {decision.group!r} of "
                     f"{decision.size} positions, which this model does not have"
                 )
+            if decision.kept.size and not 0 <= decision.kept.min() <= decision.kept.max() < decision.size:
+                raise PlanConflict(f"the plan keeps positions of {decision.group!r} which it does not have")
         return kept_of(plan)
 
     @abstractmethod
