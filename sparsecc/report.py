@@ -187,7 +187,10 @@ def pattern_notes(patterns: Sequence[Pattern]) -> list[str]:
     """What one-shot pruning to a pattern did, for everyone who did not ask for the report."""
     notes = []
     for name in dict.fromkeys(p.pattern for p in patterns):
-        pruned = [p for p in patterns if p.pattern == name and p.state == "pruned"]
+        here = [p for p in patterns if p.pattern == name]
+        pruned = [p for p in here if p.state == "pruned"]
+        if all(p.state == "dense" for p in here):
+            notes.append(f"no layer can have the pattern {name}; the report says why each is left dense")
         if pruned:
             count = f"{len(pruned)} layers were" if len(pruned) > 1 else "1 layer was"
             notes.append(

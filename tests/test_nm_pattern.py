@@ -18,6 +18,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 import sparsecc
+from benchmarks.permutation import greedy, matrix
 from sparsecc.cli.command import run as run_command
 from sparsecc.cli.commands import cli
 from sparsecc.errors import InvalidOption, UnsupportedModel
@@ -307,6 +308,12 @@ def test_a_model_without_values_is_refused() -> None:
         sparsecc.prune(net, (torch.randn(2, 8, device="meta"),), recipe=NMPattern(), verify=False)
 
 
+def test_where_no_layer_can_have_the_pattern_the_note_says_so() -> None:
+    result = sparsecc.prune(linear(6, 4), (torch.randn(2, 6),), recipe=NMPattern())
+    assert any("no layer can have the pattern 2:4" in note for note in result.report.notes)
+    assert not result.plan.actions
+
+
 def test_names_choose_layers() -> None:
     net = nn.Sequential(linear(8, 16), nn.ReLU(), linear(16, 4))
     result = pruned(net, (torch.randn(2, 8),), exclude=("0",))
@@ -563,6 +570,22 @@ def test_small_searches_find_the_optimum_or_nearly(n: int, m: int, columns: int)
         shares.append(retained(scores, NM(n, m), order) / optimum(scores, n, m))
     assert max(shares) <= 1 + 1e-9
     assert min(shares) > 0.999
+
+
+def test_searches_keep_as_much_as_plain_exchanges() -> None:
+    for seed, shape in enumerate([(16, 24), (8, 32), (40, 32)]):
+        scores = matrix(shape, seed)
+        assert retained(scores, NM(2, 4), search(scores, NM(2, 4))) >= retained(
+            scores, NM(2, 4), greedy(scores)
+        )
+
+
+def test_large_searches_keep_more() -> None:
+    scores = matrix((96, 512))
+    assert 12 * 96 * 512**2 > 1e8, "too many for the budget: one column of every stripe at a time"
+    order = search(scores, NM(2, 4), budget=1e8)
+    assert sorted(order.tolist()) == list(range(512))
+    assert retained(scores, NM(2, 4), order) > 1.01 * retained(scores, NM(2, 4))
 
 
 @pytest.mark.parametrize("shape", [(0, 8), (3, 4), (1, 8), (5, 8), (700, 32)])
