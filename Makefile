@@ -23,7 +23,7 @@ export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-bench demo test test-nightly lint format data bench bench-real bench-peers zoo pins clean
+.PHONY: help setup setup-bench demo test test-nightly lint format data bench bench-permutation bench-real bench-peers zoo pins clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -74,6 +74,9 @@ data: $(DEV) ## fetch trained models and data sets (300 MB, cached in $SPARSECC_
 
 bench: $(DEV) ## measure how long analysis, planning and editing take
 	$(BIN)/python -m benchmarks.speed
+
+bench-permutation: $(DEV) ## measure the search for orders of channels in which 2:4 keeps more
+	$(BIN)/python -m benchmarks.permutation
 
 bench-real: $(BENCH) data ## prune the real models and write the results table into README.md
 	$(BIN)/python -m benchmarks.real

@@ -12,11 +12,12 @@ from sparsecc.passes.channel import ChannelPruning
 from sparsecc.passes.dead_channels import DeadChannelElimination
 from sparsecc.passes.depth import DepthPruning
 from sparsecc.passes.head import HeadPruning
+from sparsecc.passes.nm_pattern import NMPattern
 from sparsecc.transform import Pass
 
 #: name -> pass: what is in this folder
 PASSES: dict[str, type[Pass]] = {
-    p.__name__: p for p in (ChannelPruning, HeadPruning, DepthPruning, DeadChannelElimination)
+    p.__name__: p for p in (ChannelPruning, HeadPruning, DepthPruning, DeadChannelElimination, NMPattern)
 }
 
 
@@ -39,4 +40,12 @@ def known() -> dict[str, type[Pass]]:
     return {**found, **PASSES}
 
 
-__all__ = ["PASSES", "ChannelPruning", "DeadChannelElimination", "DepthPruning", "HeadPruning", "known"]
+__all__ = [
+    "PASSES",
+    "ChannelPruning",
+    "DeadChannelElimination",
+    "DepthPruning",
+    "HeadPruning",
+    "NMPattern",
+    "known",
+]

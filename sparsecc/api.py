@@ -13,10 +13,11 @@ import sparsecc.targets  # noqa: F401  (fills the table of targets)
 from sparsecc.apply import check_fits
 from sparsecc.axes.analysis import Analysis
 from sparsecc.compiled import Built, Compiled, load
-from sparsecc.errors import InvalidOption, TargetRefused
+from sparsecc.errors import InvalidOption
 from sparsecc.lowered import certify_artifact, check_lowered, lowered
 from sparsecc.memory import within_memory
-from sparsecc.passes import ChannelPruning, DeadChannelElimination, HeadPruning, known
+from sparsecc.passes import ChannelPruning, DeadChannelElimination, HeadPruning, NMPattern, known
+from sparsecc.patterns.lacking import lacking_note
 from sparsecc.pipeline import Progress, Pruned, open_subject, run, settle, silent
 from sparsecc.plan import Plan
 from sparsecc.recipe import Recipe, steps
@@ -196,10 +197,11 @@ def compile(
 ) -> Compiled:
     """Compile a model for a target; ``recipe`` says what to prune first, ``options`` are the target's own.
 
-    Without a recipe only channels that never matter are removed, and a pattern in the target is
-    applied to layers that lack it.  A bare nn.Module without example inputs is compiled at its first
-    call.  ``latency`` measures the original against the artifact.  Raises what ``prune`` raises,
-    TargetUnavailable and TargetRefused.
+    Without a recipe only channels that never matter are removed; a pattern in the target (``onnx-2:4``)
+    is put into layers that lack it, by magnitude, and a note on standard error says how much that kept.
+    With a recipe nothing is added to it, and the note names the layers that lack the pattern.  A bare
+    nn.Module without example inputs is compiled at its first call.  ``latency`` measures the original
+    against the artifact.  Raises what ``prune`` raises, TargetUnavailable and TargetRefused.
 
     >>> import torch
     >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
@@ -242,9 +244,7 @@ def _passes_for(target: str, recipe: Recipe | None) -> list[Pass]:
     _, spec = resolve(target)
     if recipe is not None:
         return steps(recipe, known())
-    if spec.pattern is not None:
-        raise TargetRefused(f"target {target!r}: there is no pass for the pattern {spec.pattern} yet")
-    return [DeadChannelElimination()]
+    return [DeadChannelElimination()] if spec.pattern is None else [NMPattern(pattern=spec.pattern)]
 
 
 def _build(
@@ -264,6 +264,9 @@ def _build(
     subject: Subject = open_subject(model, example_inputs, dynamic_shapes=dynamic_shapes)
     require_accepted(back_end, spec, subject.view)
     result = settle(subject, passes, verify=verify, progress=progress)
+    if spec.pattern is not None:
+        notes = (*result.report.notes, *lacking_note(subject, result.plan, spec.pattern))
+        result.report = replace(result.report, notes=notes)
     progress("lower")
     model_file, signature = lowered(result.subject, result.applied)
     artifact = back_end.build(

@@ -5,41 +5,39 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from sparsecc.axes.analysis import Analysis, Keeps
+from sparsecc.axes.analysis import Analysis, Group, Keeps
 from sparsecc.axes.solver import Facts
-from sparsecc.axes.terms import Keep, Term, resolve
+from sparsecc.axes.terms import Kept, Places, Term, as_mask, as_order, atoms, resolve
 from sparsecc.blocks import dropped
 from sparsecc.errors import InvalidOption, PlanConflict
 from sparsecc.graph import Call
-from sparsecc.plan import Action, Bypass, Decision, Plan, Renumber, SetAttr, SetShape, Skip, Take
+from sparsecc.plan import Action, Bypass, Decision, Pattern, Plan, Renumber, SetAttr, SetShape, Skip, Take
 
 
 def lower(
     analysis: Analysis,
-    kept: Mapping[str, Keep],
+    kept: Mapping[str, Kept],
     *,
     by: Mapping[str, str] | str = "",
     extra: Sequence[Action] = (),
     skips: Sequence[Skip] = (),
+    patterns: Sequence[Pattern] = (),
     recipe: str = "",
     mode: str = "prune",
 ) -> Plan:
-    """The plan that keeps ``kept[group]`` of every named group (boolean masks).
+    """The plan that keeps ``kept[group]`` of every named group (a mask, or indices in their new order).
 
-    Raises InvalidOption for a mask of the wrong length, one that is empty or that leaves an axis without
-    positions (``Analysis.feasible`` makes a choice that does not), KeyError for an unknown group,
-    PlanConflict where sizes that an operator tells apart become equal.
+    Raises InvalidOption for a mask of the wrong length, an order of positions that must keep theirs, one
+    that is empty or that leaves an axis without positions (``Analysis.feasible`` makes a choice that does
+    not), KeyError for an unknown group, PlanConflict where sizes that an operator tells apart become equal.
     """
     for name, mask in kept.items():
-        group = analysis.group(name)
-        if len(mask) != group.size:
-            raise InvalidOption(f"{name}: a mask of {len(mask)} for a group of {group.size}")
-        if not np.any(mask):
-            raise InvalidOption(f"{name}: at least one position must stay")
+        _check_kept(analysis.group(name), np.asarray(mask))
     keeps = analysis.keeps(kept)
     empty = next(analysis.emptied(keeps), None)
     if empty is not None:
@@ -56,14 +54,34 @@ def lower(
         mode="slim" if mode == "slim" else "prune",
         actions=tuple(actions),
         decisions=tuple(
-            Decision(n, len(m), np.flatnonzero(m), by if isinstance(by, str) else by.get(n, ""))
+            Decision(n, analysis.group(n).size, places, by if isinstance(by, str) else by.get(n, ""))
             for n, m in kept.items()
-            if not np.all(m)
+            if (places := keeps.indices(analysis.group(n).term)) is not None
         ),
         skips=tuple(skips),
+        patterns=tuple(patterns),
         shapes=_shapes_of(analysis, named),
         recipe=recipe,
     )
+
+
+def _check_kept(group: Group, kept: npt.NDArray[Any]) -> None:
+    name, size = group.name, group.size
+    if kept.dtype == np.bool_ and len(kept) != size:
+        raise InvalidOption(f"{name}: a mask of {len(kept)} for a group of {size}")
+    if not (kept.any() if kept.dtype == np.bool_ else len(kept)):
+        raise InvalidOption(f"{name}: at least one position must stay")
+    if kept.dtype == np.bool_:
+        return
+    if len(np.unique(kept)) != len(kept) or kept.min() < 0 or kept.max() >= size:
+        raise InvalidOption(f"{name}: an order holds every kept position of its {size} once")
+    if as_order(kept) is not None and not reorderable(group):
+        raise InvalidOption(f"{name}: operators pick positions of it by number, so they keep their order")
+
+
+def reorderable(group: Group) -> bool:
+    """Whether the positions of a group may come in any order: no operator picks them by number."""
+    return not any(part.picked or part.varies for part in atoms(group.term))
 
 
 def _check_distinct(analysis: Analysis, keeps: Keeps) -> None:
@@ -77,14 +95,10 @@ def _check_distinct(analysis: Analysis, keeps: Keeps) -> None:
                 )
 
 
-def kept_of(analysis: Analysis, plan: Plan) -> dict[str, Keep]:
-    """The choice that a plan's decisions record, for an analysis of the same model."""
-    out: dict[str, Keep] = {}
-    for decision in plan.decisions:
-        mask = np.zeros(decision.size, bool)
-        mask[decision.kept] = True
-        out[decision.group] = mask
-    return out
+def kept_of(plan: Plan) -> dict[str, Kept]:
+    """The choice that a plan's decisions record: masks, and orders where positions change places."""
+    found = ((d, as_order(d.kept)) for d in plan.decisions)
+    return {d.group: as_mask(d.kept, d.size) if order is None else order for d, order in found}
 
 
 def _shapes_of(analysis: Analysis, names: set[str]) -> dict[str, tuple[int, ...]]:
@@ -100,9 +114,10 @@ def _shapes_of(analysis: Analysis, names: set[str]) -> dict[str, tuple[int, ...]
 def _takes(analysis: Analysis, keeps: Keeps) -> list[Take]:
     takes: list[Take] = []
     for name, value in analysis.view.weights.items():
-        for axis, mask in enumerate(keeps.masks(analysis.solver.axes[value])):
-            if mask is not None:
-                takes.append(Take(name, axis, len(mask), np.flatnonzero(mask)))
+        for axis, term in enumerate(analysis.solver.axes[value]):
+            places = keeps.indices(term)
+            if places is not None:
+                takes.append(Take(name, axis, resolve(term).size, places))
     return takes
 
 
@@ -112,23 +127,24 @@ class _Use:
 
     call: Call
     operand: int
-    masks: list[Keep | None]
+    sizes: list[int]
+    places: list[Places | None]
     values: npt.NDArray[np.int64] | None
 
     def same(self, other: _Use) -> bool:
         """Whether two uses need the same constant."""
         return all(
             (a is None and b is None) or (a is not None and b is not None and np.array_equal(a, b))
-            for a, b in zip((*self.masks, self.values), (*other.masks, other.values), strict=True)
+            for a, b in zip((*self.places, self.values), (*other.places, other.values), strict=True)
         )
 
     def actions(self, name: str, use: tuple[str, int] | None) -> Iterator[Take | Renumber]:
         """The actions that make the constant of it."""
         if self.values is not None:
             yield Renumber(name, self.values, use)
-        for axis, mask in enumerate(self.masks):
-            if mask is not None:
-                yield Take(name, axis, len(mask), np.flatnonzero(mask), use)
+        for axis, (size, places) in enumerate(zip(self.sizes, self.places, strict=True)):
+            if places is not None:
+                yield Take(name, axis, size, places, use)
 
 
 def _constant_actions(analysis: Analysis, keeps: Keeps) -> list[Take | Renumber]:
@@ -138,11 +154,12 @@ def _constant_actions(analysis: Analysis, keeps: Keeps) -> list[Take | Renumber]
     for (call, index), axes in analysis.solver.operands.items():
         value = call.inputs[index]
         if value is not None and value.weight is not None:
-            found = _Use(call, index, keeps.masks(axes), _renumbered(analysis, call, index, keeps))
+            sizes, places = [resolve(t).size for t in axes], [keeps.indices(t) for t in axes]
+            found = _Use(call, index, sizes, places, _renumbered(analysis, call, index, keeps))
             uses.setdefault(value.weight, []).append(found)
     actions: list[Take | Renumber] = []
     for name, every in uses.items():
-        if all(part is None for use in every for part in (*use.masks, use.values)):
+        if all(part is None for use in every for part in (*use.places, use.values)):
             continue
         agreed = len(every) == readers[name] and all(every[0].same(use) for use in every[1:])
         for use in every[:1] if agreed else every:
@@ -151,16 +168,18 @@ def _constant_actions(analysis: Analysis, keeps: Keeps) -> list[Take | Renumber]
 
 
 def _renumbered(analysis: Analysis, call: Call, index: int, keeps: Keeps) -> npt.NDArray[np.int64] | None:
-    """New numbers of an operand that holds positions of an axis which shrinks; None where they stay."""
+    """New numbers of an operand that holds positions of an axis which changes; None where they stay."""
     facts = analysis.solver.facts.get(call)
     term = None if facts is None else facts.indices.get(index)
-    mask = None if term is None else keeps.mask(term)
-    if mask is None:
+    places = None if term is None else keeps.indices(term)
+    if term is None or places is None:
         return None
     before = analysis.solver.known(call, index)
     assert before is not None  # the rule read it
-    place = np.maximum(np.cumsum(mask) - 1, 0)  # of what goes: any valid number
-    return np.asarray(place[before % len(mask)], np.int64)
+    size = resolve(term).size
+    number = np.zeros(size, np.int64)  # of what goes: any valid number
+    number[places] = np.arange(len(places))
+    return np.asarray(number[before % size], np.int64)
 
 
 def _node_actions(analysis: Analysis, keeps: Keeps) -> list[SetShape | SetAttr]:

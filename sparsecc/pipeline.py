@@ -8,13 +8,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from sparsecc.axes.analysis import Analysis, Group
-from sparsecc.axes.terms import Keep, Reason, Term, atoms
+from sparsecc.axes.analysis import Analysis, Given, Group
+from sparsecc.axes.terms import Kept, Reason, Term, atoms
 from sparsecc.blocks import dropped, lost
 from sparsecc.errors import InvalidOption, PlanConflict
 from sparsecc.lowering import lower
 from sparsecc.memory import without_collecting
-from sparsecc.plan import Action, Bypass, Plan, Skip
+from sparsecc.plan import Action, Bypass, Mask, Pattern, Plan, Skip
 from sparsecc.report import Report
 from sparsecc.saliency import Saliency
 from sparsecc.subject import Applied, Subject
@@ -72,35 +72,55 @@ def open_subject(model: Any, example_inputs: Any = None, *, dynamic_shapes: Any 
 def decide(analysis: Analysis, passes: Sequence[Pass], saliency: Saliency | None = None) -> Plan:
     """The joint plan of several passes: a later pass sees only what earlier ones left alone.
 
-    Groups that are only in blocks that some pass bypasses are not decided on.
+    Groups that are only in blocks that some pass bypasses are not decided on.  Passes that choose single
+    elements come last, because the axes of those elements have to be as long as they will be.
     """
-    kept: dict[str, Keep] = {}
+    kept: dict[str, Kept] = {}
     by: dict[str, str] = {}
     actions: list[Action] = []
     skips: list[Skip] = []
+    patterns: list[Pattern] = []
     modes = {p.mode for p in passes}
     if len(modes) > 1:
         raise InvalidOption(
             "a recipe cannot mix lossless passes with pruning passes; run slim() first, then prune()"
         )
-    for step in passes:
-        choice: Choice = step.choose(_without(analysis, actions), saliency)
-        fresh = {n: m for n, m in choice.kept.items() if n not in kept}
+    for step in sorted(passes, key=lambda p: p.elements):
+        left = _without(analysis, actions)
+        kept = _still_there(left, kept)
+        choice: Choice = step.choose(left.after(given(analysis, kept, actions)), saliency)
+        fresh = {n: m for n, m in choice.kept.items() if n not in kept or step.elements}
         kept.update(fresh)
-        by.update(dict.fromkeys(fresh, type(step).__name__))
+        by.update({n: type(step).__name__ for n in fresh if n not in by})
         actions.extend(choice.actions)
         skips.extend(choice.skips)
-    left = {g.name for g in _without(analysis, actions).groups}
-    kept = analysis.feasible({n: m for n, m in kept.items() if n in left})
+        patterns.extend(choice.patterns)
     return lower(
         analysis,
-        kept,
+        _still_there(_without(analysis, actions), kept),
         by=by,
         extra=actions,
         skips=_unclaimed(skips, kept),
+        patterns=patterns,
         recipe="; ".join(str(p) for p in passes),
         mode=modes.pop() if modes else "prune",
     )
+
+
+def _still_there(left: Analysis, kept: Mapping[str, Kept]) -> dict[str, Kept]:
+    """The choice for groups that are left, with positions put back where an axis would lose all."""
+    names = {g.name for g in left.groups}
+    return left.feasible({n: m for n, m in kept.items() if n in names})
+
+
+def given(analysis: Analysis, kept: Mapping[str, Kept], actions: Sequence[Action]) -> Given:
+    """What was decided so far."""
+    masks: dict[str, Any] = {}
+    for action in actions:
+        if isinstance(action, Mask):
+            masks[action.weight] = masks.get(action.weight, True) & action.keep
+    gone = dropped(analysis.view, (a for a in actions if isinstance(a, Bypass)))
+    return Given(kept, masks, gone.weights)
 
 
 def _without(analysis: Analysis, actions: Sequence[Action]) -> Analysis:
@@ -109,7 +129,7 @@ def _without(analysis: Analysis, actions: Sequence[Action]) -> Analysis:
     return analysis.restricted(g for g in analysis.groups if not lost(g, gone)) if gone.weights else analysis
 
 
-def _unclaimed(skips: Iterable[Skip], kept: Mapping[str, Keep]) -> list[Skip]:
+def _unclaimed(skips: Iterable[Skip], kept: Mapping[str, Kept]) -> list[Skip]:
     return [s for s in dict.fromkeys(skips) if s.where not in kept]
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -130,7 +131,7 @@ _ACTIONS: dict[str, type[Any]] = {
 
 @dataclass(frozen=True, eq=False)
 class Decision:
-    """What a pass kept of a group, and who decided: kept index -> original index."""
+    """What a pass kept of a group, and who decided: kept index -> original index, in the new order."""
 
     group: str
     size: int
@@ -144,6 +145,23 @@ class Skip:
 
     where: str
     reason: str
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """What an N:M pattern along ``axis`` made of a weight.
+
+    ``state``: ``pruned`` by this plan, ``there`` before it, or ``dense``: left without it (``Plan.skips``
+    says why).  ``kept`` and ``total`` are sums of |w| over what the pattern leaves and over everything
+    that no other pass removes; 0 for dense weights.
+    """
+
+    weight: str
+    axis: int
+    pattern: str
+    state: Literal["pruned", "there", "dense"]
+    kept: float = 0.0
+    total: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,6 +178,7 @@ class Plan:
     actions: tuple[Action, ...] = ()
     decisions: tuple[Decision, ...] = ()
     skips: tuple[Skip, ...] = ()
+    patterns: tuple[Pattern, ...] = ()
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     recipe: str = ""
     form: Literal["", "class", "graph"] = ""
@@ -198,13 +217,7 @@ class Plan:
             arrays[key] = np.ascontiguousarray(array)
             return key
 
-        actions = []
-        for action in self.actions:
-            entry: dict[str, Any] = {"kind": type(action).__name__}
-            for f in fields(action):
-                value = getattr(action, f.name)
-                entry[f.name] = put(value) if f.name in action.arrays else value
-            actions.append(entry)
+        actions = [_stored(action, put) for action in self.actions]
         decisions = [{**_plain(d), "kept": put(d.kept)} for d in self.decisions]
         document = {
             "format": 1,
@@ -215,6 +228,7 @@ class Plan:
             "actions": actions,
             "decisions": decisions,
             "skips": [asdict(s) for s in self.skips],
+            "patterns": [asdict(p) for p in self.patterns],
             "shapes": {k: list(v) for k, v in self.shapes.items()},
         }
         return document, arrays
@@ -236,6 +250,7 @@ class Plan:
                 actions=actions,
                 decisions=decisions,
                 skips=tuple(Skip(**s) for s in document["skips"]),
+                patterns=tuple(_pattern(p) for p in document.get("patterns", ())),
                 shapes={k: tuple(v) for k, v in document["shapes"].items()},
                 recipe=document["recipe"],
                 form=document["form"],
@@ -326,6 +341,14 @@ def _plain(value: Any) -> dict[str, Any]:
     return {f.name: getattr(value, f.name) for f in fields(value)}
 
 
+def _stored(action: Action, put: Callable[[Array], str]) -> dict[str, Any]:
+    """An action as a JSON value, its arrays put away; masks take one bit an element."""
+    entry: dict[str, Any] = {"kind": type(action).__name__, **_plain(action)}
+    if isinstance(action, Mask):
+        return {**entry, "shape": list(action.keep.shape), "keep": put(np.packbits(action.keep))}
+    return {name: put(value) if name in action.arrays else value for name, value in entry.items()}
+
+
 _TUPLES: dict[type[Any], str] = {Bypass: "weights", SetModule: "value"}
 
 
@@ -334,6 +357,8 @@ def _action(entry: Mapping[str, Any], arrays: Mapping[str, Array]) -> Action:
     values = {k: v for k, v in entry.items() if k != "kind"}
     for name in kind.arrays:
         values[name] = arrays[values[name]]
+    if kind is Mask:
+        values["keep"] = _unpacked(values["keep"], values.pop("shape"))
     for name in ("use", "sizes", _TUPLES.get(kind, "")):
         if isinstance(values.get(name), list):
             values[name] = tuple(values[name])
@@ -341,6 +366,19 @@ def _action(entry: Mapping[str, Any], arrays: Mapping[str, Array]) -> Action:
     if isinstance(action, Take):
         _check_take(action)
     return action
+
+
+def _unpacked(packed: Array, shape: Sequence[int]) -> npt.NDArray[np.bool_]:
+    """A mask of that shape from its bits."""
+    whole = all(type(n) is int and n >= 0 for n in shape)
+    if not whole or packed.dtype != np.uint8 or packed.shape != (-(-math.prod(shape) // 8),):
+        raise ValueError(f"a mask of shape {shape!r} in an array of shape {packed.shape}")
+    return np.unpackbits(packed, count=math.prod(shape)).astype(bool).reshape(shape)
+
+
+def _pattern(entry: Mapping[str, Any]) -> Pattern:
+    _one_of(entry["state"], "pruned", "there", "dense")
+    return Pattern(**entry)
 
 
 def _check_take(take: Take) -> None:

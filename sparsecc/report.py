@@ -9,12 +9,14 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from sparsecc.axes.analysis import Analysis, Keeps
-from sparsecc.axes.terms import Keep
+from sparsecc.axes.terms import Kept
 from sparsecc.blocks import Dropped, dropped, lost
 from sparsecc.cost import macs
 from sparsecc.errors import InvalidModel, UnsupportedModel
-from sparsecc.plan import Bypass, Plan
+from sparsecc.plan import Bypass, Pattern, Plan
 from sparsecc.verification.certificate import Certificate
 
 if TYPE_CHECKING:
@@ -51,6 +53,8 @@ class Report:
 
     ``bypassed`` names whole blocks that are gone; groups that were only in them keep 0 positions.
 
+    ``patterns`` tells of every layer what an N:M pattern made of it (``skips`` says why some are dense).
+
     ``macs`` are for the example input.  ``latency`` is None unless it was measured.
     """
 
@@ -64,13 +68,14 @@ class Report:
     latency: Mapping[str, Any] | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
     bypassed: tuple[str, ...] = ()
+    patterns: tuple[Pattern, ...] = ()
 
     @classmethod
     def of(
         cls,
         subject: Subject,
         applied: Applied,
-        kept: Mapping[str, Keep],
+        kept: Mapping[str, Kept],
         certificate: Certificate,
         *,
         latency: bool = False,
@@ -89,7 +94,7 @@ class Report:
                     g.name,
                     g.kind,
                     g.size,
-                    0 if lost(g, gone) else int(kept[g.name].sum()) if g.name in kept else g.size,
+                    0 if lost(g, gone) else keeps.count(g.term),
                     by.get(g.name, ""),
                     tuple(map(str, g.members)),
                 )
@@ -97,9 +102,10 @@ class Report:
             ),
             frozen=tuple(frozen_lines(analysis)),
             skips=tuple((s.where, s.reason) for s in applied.plan.skips),
-            notes=(*subject.notes, *applied.notes),
+            notes=(*subject.notes, *applied.notes, *pattern_notes(applied.plan.patterns)),
             certificate=str(certificate),
             bypassed=tuple(b.block for b in bypasses),
+            patterns=applied.plan.patterns,
         ).timed(subject, applied.timed if latency else None)
 
     def timed(self, subject: Subject, result: Timed | None) -> Report:
@@ -126,7 +132,8 @@ class Report:
             frozen = tuple(FrozenLine(**f) for f in document["frozen"])
             skips = tuple((where, reason) for where, reason in document["skips"])
             notes = tuple(document["notes"])
-            document = {**document, "bypassed": tuple(document["bypassed"])}
+            patterns = tuple(Pattern(**p) for p in document.get("patterns", ()))
+            document = {**document, "bypassed": tuple(document["bypassed"]), "patterns": patterns}
             return cls(**{**document, "groups": groups, "frozen": frozen, "skips": skips, "notes": notes})
         except (KeyError, TypeError, ValueError) as error:
             raise InvalidModel(f"this is no report, or it is damaged: {error}") from error
@@ -176,6 +183,55 @@ def frozen_lines(analysis: Analysis) -> list[FrozenLine]:
     return [FrozenLine(k, n, examples[k, text], text) for (k, text), n in counts.items()]
 
 
+def pattern_notes(patterns: Sequence[Pattern]) -> list[str]:
+    """What one-shot pruning to a pattern did, for everyone who did not ask for the report."""
+    notes = []
+    for name in dict.fromkeys(p.pattern for p in patterns):
+        here = [p for p in patterns if p.pattern == name]
+        pruned = [p for p in here if p.state == "pruned"]
+        if all(p.state == "dense" for p in here):
+            notes.append(f"no layer can have the pattern {name}; the report says why each is left dense")
+        if pruned:
+            count = f"{len(pruned)} layers were" if len(pruned) > 1 else "1 layer was"
+            notes.append(
+                f"{count} pruned one-shot to {name}, "
+                f"keeping {kept_share(pruned):.1%} of the magnitude; accuracy was not checked"
+            )
+    return notes
+
+
+def kept_share(patterns: Sequence[Pattern]) -> float:
+    """Share of the magnitude (sum of |w|) that patterns leave."""
+    total = sum(p.total for p in patterns)
+    return sum(p.kept for p in patterns) / total if total else 1.0
+
+
+def pattern_totals(patterns: Sequence[Pattern]) -> str:
+    """``2:4: 12 layers pruned one-shot, 3 had it, 2 left dense; 85.3% of the magnitude kept``."""
+    parts = []
+    for name in dict.fromkeys(p.pattern for p in patterns):
+        here = [p for p in patterns if p.pattern == name]
+        counts = Counter(p.state for p in here)
+        parts.append(
+            f"{name}: {counts['pruned']} layers pruned one-shot, {counts['there']} had it, "
+            f"{counts['dense']} left dense; {kept_share(here):.1%} of the magnitude kept"
+        )
+    return "; ".join(parts)
+
+
+def pattern_rows(patterns: Sequence[Pattern]) -> list[list[str]]:
+    """Layers that have a pattern, as rows: weight, axis, pattern, how it came, share of magnitude kept."""
+    return [
+        [p.weight, str(p.axis), p.pattern, _STATES[p.state], f"{kept_share([p]):.1%}"]
+        for p in patterns
+        if p.state != "dense"
+    ]
+
+
+_STATES = {"pruned": "pruned one-shot", "there": "had it"}
+PATTERN_COLUMNS = ("weight", "axis", "pattern", "state", "magnitude kept")
+
+
 def human(value: float) -> str:
     """``1.23 M`` for 1,230,000."""
     for unit in ("", "k", "M", "G", "T"):
@@ -219,9 +275,15 @@ def plan_text(plan: Plan) -> str:
     """Decisions and actions of a plan as text, the form that golden files hold."""
     lines = [f"plan ({plan.dialect}, {plan.mode}): {plan.recipe or 'no recipe'}"]
     for d in plan.decisions:
-        lines.append(f"  keep {len(d.kept)} of {d.size} of {d.group}: {_ranges(d.kept.tolist())}")
+        reordered = " in another order" if bool((np.diff(d.kept) < 0).any()) else ""
+        lines.append(f"  keep {len(d.kept)} of {d.size} of {d.group}{reordered}: {_ranges(d.kept.tolist())}")
     for action in plan.actions:
         lines.append(f"  {_action_text(action)}")
+    lines.extend(
+        f"  {p.pattern} along {p.weight}[{p.axis}]: {_STATES[p.state]}"
+        for p in plan.patterns
+        if p.state != "dense"
+    )
     lines.extend(f"  skip {s.where}: {s.reason}" for s in plan.skips)
     return "\n".join(lines)
 
@@ -276,6 +338,13 @@ def report_text(report: Report) -> str:
     if changed:
         lines = [[g.group, g.kind, f"{g.kept}/{g.size}", g.by] for g in changed]
         parts.append(table(["group", "kind", "kept", "by"], lines))
+    if report.patterns:
+        parts.append(pattern_totals(report.patterns))
+        if rows := pattern_rows(report.patterns):
+            parts.append(table(PATTERN_COLUMNS, rows))
+    if report.skips:
+        reasons = Counter(reason for _, reason in report.skips)
+        parts.append(table(["left alone", "reason"], [[str(n), r] for r, n in reasons.items()]))
     if report.frozen:
         frozen = [[f.kind, str(f.axes), f.example, f.reason] for f in report.frozen]
         parts.append(table(["frozen", "axes", "first", "reason"], frozen))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from sparsecc.allocation import ALLOCATIONS, Allocation
@@ -35,6 +35,11 @@ def check_options(
     check_count("min_keep", min_keep)
     if allocation not in ALLOCATIONS:
         raise InvalidOption(f"allocation={allocation!r} is not known; there are {', '.join(ALLOCATIONS)}")
+    check_names(include, exclude)
+
+
+def check_names(include: Sequence[str], exclude: Sequence[str]) -> None:
+    """Raise InvalidOption where these are no tuples of name patterns."""
     for name, patterns in (("include", include), ("exclude", exclude)):
         if isinstance(patterns, str) or not all(isinstance(p, str) and p for p in patterns):
             raise InvalidOption(f"{name}={patterns!r}: give a tuple of name patterns, such as ('layer1.*',)")
@@ -74,6 +79,27 @@ def select(
         else:
             groups.append(group)
     return Selected(tuple(groups), tuple(skips))
+
+
+def selected(
+    analysis: Analysis, include: Sequence[str] = (), exclude: Sequence[str] = ()
+) -> Callable[[str], str]:
+    """A function from a weight's name to why it is left alone, or '' where the name patterns allow it.
+
+    Raises InvalidOption for a pattern that matches no weight of the model.
+    """
+    aliases = _aliases(analysis)
+    known = {*analysis.view.weights, *analysis.view.tied}
+    _check_matched("include", include, known)
+    _check_matched("exclude", exclude, known)
+
+    def why_not(weight: str) -> str:
+        names = aliases.get(weight, [weight])
+        if any(matches(n, exclude) for n in names):
+            return "excluded"
+        return "not included" if include and not any(matches(n, include) for n in names) else ""
+
+    return why_not
 
 
 def _aliases(analysis: Analysis) -> dict[str, list[str]]:

@@ -18,7 +18,7 @@ import torch
 
 from sparsecc.axes.analysis import Analysis, Group
 from sparsecc.axes.solver import Facts
-from sparsecc.axes.terms import Keep, Term, fold, keep_mask, resolve
+from sparsecc.axes.terms import Keep, Term, as_mask, fold, keep_mask, resolve
 from sparsecc.constants import Constants, Product
 from sparsecc.graph import Call, Value
 from sparsecc.plan import Skip, Write
@@ -91,8 +91,9 @@ class _Search:
         for group in self.emptied:
             self.gone[resolve(group.term)][0] = False  # an axis needs at least one position
         self._settle()
-        for name, mask in self.analysis.feasible(self._kept()).items():
-            self.gone[resolve(self.analysis.group(name).term)] &= ~mask
+        for name, kept in self.analysis.feasible(self._kept()).items():
+            gone = self.gone[resolve(self.analysis.group(name).term)]
+            gone &= ~as_mask(kept, len(gone))
         self._settle()
         return Slimming(self._kept(), tuple(self._writes()), tuple(self._skips()))
 

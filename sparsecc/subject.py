@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
-import numpy as np
 import torch
 
 from sparsecc.axes.analysis import Analysis
-from sparsecc.axes.terms import Keep
+from sparsecc.axes.terms import Kept
 from sparsecc.errors import PlanConflict
 from sparsecc.graph import View
+from sparsecc.lowering import kept_of
 from sparsecc.plan import Plan
 
 Inputs = Any
@@ -105,33 +105,33 @@ class Subject(ABC):
 
     @abstractmethod
     def masked(
-        self, plan: Plan, kept: Mapping[str, Keep], inputs: Inputs, dtype: torch.dtype | None = None
+        self, plan: Plan, kept: Mapping[str, Kept], inputs: Inputs, dtype: torch.dtype | None = None
     ) -> Outputs:
         """Outputs of the original graph under masked semantics."""
 
     @abstractmethod
-    def apply(self, plan: Plan, kept: Mapping[str, Keep]) -> Applied:
+    def apply(self, plan: Plan, kept: Mapping[str, Kept]) -> Applied:
         """The plan applied to a copy of the model."""
 
     @abstractmethod
     def adopt(self, result: Any, plan: Plan) -> Applied:
         """A model that came from elsewhere as the result of ``plan`` (structure is not trusted)."""
 
-    def kept(self, plan: Plan) -> dict[str, Keep]:
-        """The plan's decisions as masks; raises PlanConflict for groups that this model lacks."""
+    def kept(self, plan: Plan) -> dict[str, Kept]:
+        """The plan's decisions; raises PlanConflict for groups that this model lacks."""
         known = {g.name: g.size for g in self.analysis.groups}
-        out: dict[str, Keep] = {}
         for decision in plan.decisions:
             if known.get(decision.group) != decision.size:
                 raise PlanConflict(
                     f"the plan was made for another model: it keeps part of a group {decision.group!r} of "
                     f"{decision.size} positions, which this model does not have"
                 )
-            out[decision.group] = np.isin(np.arange(decision.size), decision.kept)
-        return out
+            if decision.kept.size and not 0 <= decision.kept.min() <= decision.kept.max() < decision.size:
+                raise PlanConflict(f"the plan keeps positions of {decision.group!r} which it does not have")
+        return kept_of(plan)
 
     @abstractmethod
-    def node_checks(self, applied: Applied, kept: Mapping[str, Keep], inputs: Inputs) -> Iterator[NodeCheck]:
+    def node_checks(self, applied: Applied, kept: Mapping[str, Kept], inputs: Inputs) -> Iterator[NodeCheck]:
         """Every operator of the result, teacher-forced, in the model's own dtype."""
 
     @abstractmethod

@@ -83,14 +83,18 @@ class TargetSpec:
         return "-".join(part for part in (self.arch, self.pattern, self.dtype) if part is not None)
 
 
+#: stands in ``Capabilities.patterns`` for every pattern of N kept elements of M
+ANY_PATTERN = "N:M"
+
+
 @dataclass(frozen=True, slots=True)
 class Capabilities:
     """What a target can do, as data.
 
     ``patterns`` and ``dtypes`` are those that a target string may ask for (none: the target keeps
-    whatever the model has); ``width_multiple`` is the number that pruned widths should be divisible
-    by (positions); ``modules`` must be importable, ``build_modules`` only where artifacts are built, and
-    ``extra`` is the extra that installs both.
+    whatever the model has; ``ANY_PATTERN``: all of them); ``width_multiple`` is the number that pruned
+    widths should be divisible by (positions); ``modules`` must be importable, ``build_modules`` only where
+    artifacts are built, and ``extra`` is the extra that installs both.
     """
 
     description: str
@@ -308,7 +312,7 @@ def _load(name: str, source: str | type[Target] | importlib.metadata.EntryPoint)
 
 
 def _check_offered(spec: TargetSpec, what: str, asked: str | None, offered: tuple[str, ...]) -> None:
-    if asked is None or asked in offered:
+    if asked is None or asked in offered or (what == "pattern" and ANY_PATTERN in offered):
         return
     there_is = (
         f"it has {', '.join(offered)}" if offered else f"it takes no {what}: ask for {spec.arch!r} alone"

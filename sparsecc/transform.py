@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from sparsecc.axes.analysis import Analysis
-from sparsecc.axes.terms import Keep
+from sparsecc.axes.terms import Kept
 from sparsecc.errors import InvalidOption
 from sparsecc.lowering import lower
-from sparsecc.plan import Action, Plan, Skip
+from sparsecc.plan import Action, Pattern, Plan, Skip
 
 if TYPE_CHECKING:
     from sparsecc.pipeline import Pruned
@@ -21,11 +21,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Choice:
-    """What a pass wants: kept positions by group name, further actions, and what it left alone."""
+    """What a pass wants: kept positions by group name, further actions, and what it left alone.
 
-    kept: Mapping[str, Keep] = field(default_factory=dict)
+    ``kept`` has masks, or the kept positions in a new order.  ``patterns`` tells what weights have.
+    """
+
+    kept: Mapping[str, Kept] = field(default_factory=dict)
     actions: Sequence[Action] = ()
     skips: Sequence[Skip] = ()
+    patterns: Sequence[Pattern] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,10 +37,13 @@ class Pass:
     """A frozen set of options with a pure ``choose``.
 
     Subclasses are frozen dataclasses; their fields are their options.  ``mode`` says what the
-    result must equal: ``prune`` the masked original, ``slim`` the original.
+    result must equal: ``prune`` the masked original, ``slim`` the original.  Passes with ``elements``
+    choose single elements of weights: they decide after those that remove positions, wherever a
+    recipe names them.
     """
 
     mode: ClassVar[Literal["prune", "slim"]] = "prune"
+    elements: ClassVar[bool] = False
 
     def choose(self, analysis: Analysis, saliency: Saliency | None = None) -> Choice:
         """Decide, given coupled groups and (where the pass ranks) their saliency."""
@@ -51,6 +58,7 @@ class Pass:
             by=type(self).__name__,
             extra=choice.actions,
             skips=choice.skips,
+            patterns=choice.patterns,
             recipe=str(self),
             mode=self.mode,
         )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from sparsecc.artifact import MODEL, WEIGHTS, Artifact, Generated, Member, make_manifest
 from sparsecc.signature import Signature, onnx_signature
-from sparsecc.target import Capabilities, Target, TargetSpec
+from sparsecc.target import ANY_PATTERN, Capabilities, Target, TargetSpec
 from sparsecc.targets.ort import OrtExecutor
 
 if TYPE_CHECKING:
@@ -25,7 +25,11 @@ class Onnx(Target):
     """The artifact's main product is ``model.onnx``: ``artifact.save("model.onnx")`` writes just that."""
 
     name: ClassVar[str] = "onnx"
-    capabilities: ClassVar[Capabilities] = Capabilities("the slimmed model as a plain ONNX file")
+    capabilities: ClassVar[Capabilities] = Capabilities(
+        "the slimmed model as a plain ONNX file; it carries N:M patterns as zeros in dense weights, so that "
+        "runtimes which know them may use them",
+        patterns=(ANY_PATTERN,),
+    )
 
     def build(
         self,

@@ -549,7 +549,7 @@ def test_recipes_that_cannot_be_read(folder: Path, refused: Refused, recipe: str
     [
         ("cpx", TargetUnavailable, 1),
         ("sm80-2:4", TargetUnavailable, 1),
-        ("cpu-2:4", TargetUnavailable, 1),
+        ("cpu-4:4", InvalidOption, 2),
         ("cpu-fp17", InvalidOption, 2),
         ("cpu-4:2", InvalidOption, 2),
         ("", InvalidOption, 2),

@@ -27,6 +27,7 @@ from sparsecc.plan import (
     Bypass,
     Decision,
     Mask,
+    Pattern,
     Plan,
     SetAttr,
     SetModule,
@@ -45,6 +46,7 @@ indices = arrays.arrays(np.int64, st.integers(0, 6), elements=st.integers(0, 9))
 scalars = st.one_of(
     st.integers(-5, 5), st.floats(allow_nan=False, allow_infinity=False), st.booleans(), names, st.none()
 )
+floats = st.floats(0, 9)
 shapes = arrays.array_shapes(max_dims=3, max_side=3)
 values = st.one_of(scalars, st.lists(st.integers(0, 9), max_size=3))
 uses = st.none() | st.tuples(names, st.integers(0, 3))
@@ -64,6 +66,12 @@ plans = st.builds(
     actions=st.lists(actions, max_size=5).map(tuple),
     decisions=st.lists(st.builds(Decision, names, st.integers(1, 9), indices, names), max_size=3).map(tuple),
     skips=st.lists(st.builds(Skip, names, names), max_size=3).map(tuple),
+    patterns=st.lists(
+        st.builds(
+            Pattern, names, st.integers(0, 3), names, st.sampled_from(["pruned", "there", "dense"]), floats
+        ),
+        max_size=3,
+    ).map(tuple),
     shapes=st.dictionaries(names, st.lists(st.integers(0, 9), max_size=3).map(tuple), max_size=3),
     recipe=names,
 )
@@ -155,6 +163,36 @@ def test_malformed_documents_are_refused(tmp_path: Path, change: Callable[[dict[
     rewritten(tmp_path / "p.plan", change)
     with pytest.raises(InvalidModel):
         Plan.load(tmp_path / "p.plan")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda d: d["actions"][0].pop("shape"),
+        lambda d: d["actions"][0].update(shape=[2**40, 8]),
+        lambda d: d["actions"][0].update(shape=[-4, -2]),
+        lambda d: d["actions"][0].update(shape=[4, 1]),
+        lambda d: d["actions"][0].update(shape=8),
+        lambda d: d["patterns"][0].update(state="odd"),
+        lambda d: d["patterns"][0].pop("weight"),
+    ],
+)
+def test_malformed_masks_and_patterns_are_refused(
+    tmp_path: Path, change: Callable[[dict[str, Any]], Any]
+) -> None:
+    mask = Mask("w", np.eye(4, 5, dtype=bool))
+    plan = Plan("torch", actions=(mask,), patterns=(Pattern("w", 1, "2:4", "pruned", 1.0, 2.0),))
+    plan.save(tmp_path / "p.plan")
+    assert np.array_equal(next(Plan.load(tmp_path / "p.plan").of(Mask)).keep, mask.keep)
+    rewritten(tmp_path / "p.plan", change)
+    with pytest.raises(InvalidModel):
+        Plan.load(tmp_path / "p.plan")
+
+
+def test_a_mask_of_another_shape_is_a_conflict() -> None:
+    plan = Plan("torch", actions=(Mask("weight", np.ones((1, 8), bool)),))
+    with pytest.raises(PlanConflict, match="of shape"):
+        plan.apply_state_dict({"weight": torch.ones(4, 8)})
 
 
 def test_truncated_files_are_refused_at_every_length(tmp_path: Path) -> None:

@@ -125,14 +125,15 @@ def test_an_unknown_target_lists_what_there_is_and_the_closest() -> None:
 
 
 def test_unknown_patterns_and_dtypes_say_what_the_target_has(plugins: list[Any]) -> None:
-    plugins.append(_entry("fake", Fake))
+    plugins += [_entry("fake", Fake), _entry("plain", Plain)]
     with pytest.raises(TargetUnavailable, match="no pattern '2:4'; it takes no pattern"):
-        resolve("cpu-2:4")
+        resolve("plain-2:4")
     with pytest.raises(TargetUnavailable, match=r"no pattern '1:3'.*it has 2:4, 1:4"):
         resolve("fake-1:3")
     with pytest.raises(TargetUnavailable, match=r"no dtype 'fp8'; it has fp16"):
         resolve("fake-2:4-fp8")
     assert resolve("fake-1:4-fp16")[1] == TargetSpec("fake", "1:4", "fp16")
+    assert resolve("onnx-8:16")[1] == TargetSpec("onnx", "8:16"), "it takes any pattern"
 
 
 def test_a_missing_module_names_the_extra(plugins: list[Any]) -> None:
@@ -201,6 +202,13 @@ class Fake(Target):
 
     def executor(self, artifact: Artifact, *, threads: int | None = None) -> Any:
         raise NotImplementedError
+
+
+class Plain(Fake):
+    """One that takes no pattern."""
+
+    name = "plain"
+    capabilities = Capabilities("for tests")
 
 
 def _entry(name: str, value: Any) -> Any:

@@ -11,18 +11,25 @@ from functools import cached_property
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from sparsecc.axes.solver import Solver
 from sparsecc.axes.terms import (
     Keep,
+    Kept,
+    Places,
     Reason,
     Term,
+    as_mask,
+    as_order,
     atoms,
     expand_mask,
     factors,
     fold,
     holds_pick,
+    is_reordered,
     keep_mask,
+    kept_places,
     resolve,
 )
 from sparsecc.axes.unify import freeze
@@ -76,12 +83,23 @@ class Frozen:
         return f"{self.weight}[{self.axis}] ({self.size}): {self.reason}"
 
 
+@dataclass(frozen=True)
+class Given:
+    """What earlier passes of a recipe decided: kept positions, masks of weights, weights that are gone."""
+
+    kept: Mapping[str, Kept] = field(default_factory=dict)
+    masks: Mapping[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
+    lost: frozenset[str] = frozenset()
+
+
 class Analysis:
     """Coupled groups and frozen axes of a captured model.
 
-    ``groups`` lists what may be removed, ``frozen`` what may not, with reasons.  Printing an
-    analysis shows both as tables.
+    ``groups`` lists what may be removed, ``frozen`` what may not, with reasons.  ``given`` is what earlier
+    passes of a recipe decided.  Printing an analysis shows groups and frozen axes as tables.
     """
+
+    given: Given = Given()
 
     @without_collecting()
     def __init__(self, view: View) -> None:
@@ -104,6 +122,12 @@ class Analysis:
         out.groups = list(groups)
         return out
 
+    def after(self, given: Given) -> Analysis:
+        """The same analysis for a pass that follows others."""
+        out = copy.copy(self)
+        out.given = given
+        return out
+
     def freeze(self, groups: Iterable[Group], reason: Reason) -> None:
         """Let whole groups stay, for a reason that only showed when a graph was made of a plan."""
         gone = {g.name for g in groups}
@@ -112,6 +136,13 @@ class Analysis:
             self.frozen += [Frozen(m.weight, m.axis, group.size, reason) for m in group.members]
         self.groups = [g for g in self.groups if g.name not in gone]
         self._by_name = {g.name: g for g in self.groups}
+
+    @cached_property
+    def read(self) -> frozenset[Value]:
+        """Values that some call reads, or that the graph puts out."""
+        return frozenset({v for call in self.view.calls for v in call.inputs if v is not None}).union(
+            self.view.outputs
+        )
 
     @cached_property
     def dynamic(self) -> frozenset[Term]:
@@ -197,9 +228,12 @@ class Analysis:
 
     # -- consequences of a choice --------------------------------------------------------------
 
-    def keeps(self, kept: Mapping[str, Keep]) -> Keeps:
-        """The choice ``group name -> mask`` as something that axes can be asked about."""
-        return Keeps(self, {resolve(self.group(n).term): np.asarray(m, bool) for n, m in kept.items()})
+    def keeps(self, kept: Mapping[str, Kept]) -> Keeps:
+        """The choice ``group name -> mask or order`` as something that axes can be asked about."""
+        groups = {name: self.group(name) for name in kept}
+        masks = {resolve(g.term): as_mask(kept[n], g.size) for n, g in groups.items()}
+        orders = {resolve(g.term): as_order(kept[n]) for n, g in groups.items()}
+        return Keeps(self, masks, {t: order for t, order in orders.items() if order is not None})
 
     @cached_property
     def _picked(self) -> list[Term]:
@@ -212,9 +246,9 @@ class Analysis:
         """Axes that would keep no position."""
         return (term for term in self._picked if keeps.count(term) == 0)
 
-    def feasible(self, kept: Mapping[str, Keep]) -> dict[str, Keep]:
+    def feasible(self, kept: Mapping[str, Kept]) -> dict[str, Kept]:
         """The choice with positions put back so that every axis keeps at least one."""
-        out = {n: np.array(m, bool) for n, m in kept.items()}
+        out: dict[str, Kept] = dict(kept)
         names = {resolve(g.term): g.name for g in self.groups}
         for term in self._picked:
             if self.keeps(out).count(term):
@@ -225,7 +259,7 @@ class Analysis:
             fold(term, first, found)
             for part, hit in found.items():
                 if names.get(part) in out:
-                    out[names[part]] |= hit > 0
+                    out[names[part]] = as_mask(out[names[part]], part.size) | (hit > 0)
         return out
 
     def axes(self, value: Value) -> tuple[Term, ...]:
@@ -241,9 +275,12 @@ class Analysis:
 class Keeps:
     """Kept positions of every axis, given kept positions of some groups."""
 
-    def __init__(self, analysis: Analysis, chosen: dict[Term, Keep]) -> None:
+    def __init__(
+        self, analysis: Analysis, chosen: dict[Term, Keep], orders: Mapping[Term, Places] | None = None
+    ) -> None:
         self.analysis = analysis
         self.chosen = {t: m for t, m in chosen.items() if not m.all()}
+        self.orders = orders or {}
         self._memo: dict[int, Keep | None] = {}
         self._sizes: dict[Term, int] = {}
 
@@ -255,6 +292,13 @@ class Keeps:
         """How many positions of an axis stay."""
         mask = self.mask(term)
         return resolve(term).size if mask is None else int(mask.sum())
+
+    def indices(self, term: Term) -> Places | None:
+        """Kept positions of an axis in their new order, or None where all stay where they are."""
+        if is_reordered(term, self.orders):
+            return kept_places(term, self.chosen, self.orders, self._sizes)
+        mask = self.mask(term)
+        return None if mask is None else np.flatnonzero(mask)
 
     def masks(self, axes: Iterable[Term]) -> list[Keep | None]:
         """Masks of several axes."""
@@ -274,6 +318,27 @@ class Keeps:
         if value.unranked:
             return [None] * len(shape or ())
         return self.fitted(self.analysis.solver.axes[value], shape)
+
+    def operand_places(self, call: Call, index: int, shape: Sequence[int]) -> list[Kept | None]:
+        """Kept positions of an operand of these actual sizes: masks, or indices in their new order."""
+        masks = self.operand(call, index, shape)
+        value = call.inputs[index]
+        ranked = value is not None and not value.unranked and masks
+        return self._reordered(self.analysis.solver.of(call, index), masks) if ranked else list(masks)
+
+    def value_places(self, value: Value, shape: Sequence[int]) -> list[Kept | None]:
+        """Kept positions of a computed value of these actual sizes."""
+        masks = self.value(value, shape)
+        return list(masks) if value.unranked else self._reordered(self.analysis.solver.axes[value], masks)
+
+    def _reordered(self, axes: Sequence[Term], masks: Sequence[Keep | None]) -> list[Kept | None]:
+        """Masks of axes, and indices in the place of those that come in another order."""
+        if not self.orders or len(axes) != len(masks):
+            return list(masks)
+        return [
+            kept_places(t, self.chosen, self.orders, self._sizes) if is_reordered(t, self.orders) else m
+            for t, m in zip(axes, masks, strict=True)
+        ]
 
     # -- actual sizes: those of dynamic axes differ from the view's ------------------------------
 

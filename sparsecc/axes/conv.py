@@ -24,7 +24,7 @@ def conv(s: Solver, c: Call) -> list[Term]:
         s.equal(ours[1], w[1])
         s.size(c, "groups", (ours[0],))
     if channels != groups:
-        s.contract(c, 0, at)
+        s.contract(c, 0, at, (1, 1))
     return _finish(s, c, x, w, w[0])
 
 

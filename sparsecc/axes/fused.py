@@ -33,7 +33,7 @@ def fused_matmul(s: Solver, c: Call) -> list[Term]:
     rows, inner = (-1, -2) if c.attrs["trans_a"] else (-2, -1)
     other, columns = (-1, -2) if c.attrs["trans_b"] else (-2, -1)
     s.equal(a[inner], b[other])
-    s.contract(c, 0, inner)
+    s.contract(c, 0, inner, (1, other))
     batch = s.broadcast(c, [a[:-2], b[:-2]], c.outputs[0].shape[:-2])
     if batch and all(v is not None and v.kind == "node" for v in c.inputs[:2]):
         s.attentions.append(Attention(tuple(batch), a[inner], b[columns]))

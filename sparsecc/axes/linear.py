@@ -19,7 +19,7 @@ def linear(s: Solver, c: Call) -> list[Term]:
         s.contract(c, 0, -1)
         return list(x[:-1])
     s.equal(x[-1], w[1])
-    s.contract(c, 0, -1)
+    s.contract(c, 0, -1, (1, 1))
     if s.has(c, 2):
         s.equal(s.of(c, 2)[0], w[0])
     return [*x[:-1], w[0]]
@@ -31,7 +31,7 @@ def matmul(s: Solver, c: Call) -> list[Term]:
     a, b = s.of(c, 0), s.of(c, 1)
     inner = b[-2] if len(b) > 1 else b[-1]
     s.equal(a[-1], inner)
-    s.contract(c, 0, -1)
+    s.contract(c, 0, -1, (1, -2 if len(b) > 1 else -1))
     rows = [a[-2]] if len(a) > 1 else []
     columns = [b[-1]] if len(b) > 1 else []
     rank = len(c.outputs[0].shape) - len(rows) - len(columns)
@@ -45,7 +45,7 @@ def addmm(s: Solver, c: Call) -> list[Term]:
     """bias[*] a[*,M,K] b[*,K,N] -> y[*,M,N]"""
     bias, a, b = s.of(c, 0), s.of(c, 1), s.of(c, 2)
     s.equal(a[-1], b[-2])
-    s.contract(c, 1, -1)
+    s.contract(c, 1, -1, (2, -2))
     batch = s.broadcast(c, [a[:-2], b[:-2]], c.outputs[0].shape[:-2])
     return s.broadcast(c, [(*batch, a[-2], b[-1]), bias], c.outputs[0].shape)
 
@@ -55,7 +55,7 @@ def affine_vector(s: Solver, c: Call) -> list[Term]:
     """bias[M] a[M,K] x[K] -> y[M]"""
     bias, a, x = s.of(c, 0), s.of(c, 1), s.of(c, 2)
     s.equal(a[1], x[0])
-    s.contract(c, 1, 1)
+    s.contract(c, 1, 1, (2, 0))
     return s.broadcast(c, [(a[0],), bias], c.outputs[0].shape)
 
 
@@ -66,7 +66,7 @@ def gemm(s: Solver, c: Call) -> list[Term]:
     rows, inner = (a[1], a[0]) if c.attrs["trans_a"] else (a[0], a[1])
     other, columns = (b[1], b[0]) if c.attrs["trans_b"] else (b[0], b[1])
     s.equal(inner, other)
-    s.contract(c, 0, 0 if c.attrs["trans_a"] else 1)
+    s.contract(c, 0, 0 if c.attrs["trans_a"] else 1, (1, 1 if c.attrs["trans_b"] else 0))
     out: list[Term] = [rows, columns]
     if s.has(c, 2):
         out = s.broadcast(c, [out_axes(out), s.of(c, 2)], c.outputs[0].shape)
@@ -80,7 +80,7 @@ def grouped_matmul(s: Solver, c: Call) -> list[Term]:
     if len(x) != 2 or len(w) != 3 or (s.has(c, 3) and c.inputs[3] is not None):
         raise ValueError("only rows [S,K] by matrices [E,K,N] are covered")
     s.equal(x[1], w[1])
-    s.contract(c, 0, -1)
+    s.contract(c, 0, -1, (1, 1))
     for term in (x[0], w[0], ends[0]):
         s.freeze(term, "expert", "gives rows to experts by position")
     return [x[0], w[2]]
@@ -96,6 +96,7 @@ def einsum(s: Solver, c: Call) -> list[Term]:
     """operands with labelled axes -> y; equal labels are equal axes, absent ones are summed"""
     inputs, output = parse_einsum(c.attrs["equation"], [len(s.of(c, i)) for i in range(len(c.inputs))])
     shared: dict[str, Term] = {}
+    summed = _summed_once(inputs, output)
     for index, labels in enumerate(inputs):
         axes = s.of(c, index)
         for dim, label in enumerate(labels):
@@ -108,9 +109,21 @@ def einsum(s: Solver, c: Call) -> list[Term]:
             else:
                 shared[label] = axes[dim]
                 if label not in output:
-                    s.contract(c, index, dim)
+                    twin = inputs[1].index(label) if label in summed and index == 0 else None
+                    s.contract(c, index, dim, None if twin is None else (1, twin))
     _note_einsum(s, c, inputs, output, shared)
     return [shared.get(label) or atom(1) for label in output]
+
+
+def _summed_once(inputs: Sequence[Sequence[str]], output: Sequence[str]) -> set[str]:
+    """Labels over which two operands are multiplied and summed, where it is one label: a matrix product."""
+    if len(inputs) != 2:
+        return set()
+    left, right = inputs
+    both = (set(left) & set(right)) - set(output)
+    alone = set(left) ^ set(right)
+    twice = len(left) != len(set(left)) or len(right) != len(set(right))
+    return both if len(both) == 1 and alone <= set(output) and not twice else set()
 
 
 def parse_einsum(equation: str, ranks: Sequence[int]) -> tuple[list[list[str]], list[str]]:

@@ -26,7 +26,8 @@ Axes = tuple[Term, ...]
 class Facts:
     """What a rule stated about one call, for masked semantics and for the editors.
 
-    ``contractions`` and ``reductions`` are (operand, dim) pairs.  ``sizes`` maps an attribute to
+    ``contractions`` and ``reductions`` are (operand, dim) pairs.  ``matched`` holds, for contractions of two
+    operands, the axes that are multiplied and summed along each other.  ``sizes`` maps an attribute to
     the terms whose kept counts give its new value: a list gives a list, a tuple inside a list is
     summed.  ``pins`` are values that must stay what they were although the size that they derive
     from changes: attribute -> (value, term).  ``indices`` maps an operand that holds known positions of
@@ -35,6 +36,7 @@ class Facts:
     """
 
     contractions: list[tuple[int, int]] = field(default_factory=list)
+    matched: list[tuple[tuple[int, int], tuple[int, int]]] = field(default_factory=list)
     reductions: list[tuple[int, int]] = field(default_factory=list)
     sizes: dict[str, list[tuple[Term, ...]] | tuple[Term, ...]] = field(default_factory=dict)
     pins: dict[str, tuple[object, Term]] = field(default_factory=dict)
@@ -147,13 +149,20 @@ class Solver:
         """Whether the size of an axis depends on the sizes of the graph's inputs."""
         return varies(term)
 
-    def contract(self, call: Call, index: int, dim: int) -> None:
-        """The call sums products over ``dim`` of operand ``index``."""
+    def static(self, value: Value) -> bool:
+        """Whether a value is a weight or a constant, or computed from nothing else."""
+        return value in self._static or value.kind in ("const", "weight")
+
+    def contract(self, call: Call, index: int, dim: int, against: tuple[int, int] | None = None) -> None:
+        """The call sums products over ``dim`` of operand ``index``, and ``against`` of another one."""
         axes = self.of(call, index)
         dim %= len(axes)
         if self._is_static(call) and call.op not in _FEATURES:
             self.freeze(axes[dim], "parameters only", "contracts over an axis of parameters alone")
         self._facts(call).contractions.append((index, dim))
+        if against is not None:
+            other, axis = against
+            self._facts(call).matched.append(((index, dim), (other, axis % len(self.of(call, other)))))
 
     def reduce(self, call: Call, index: int, dim: int) -> None:
         """The call reduces over ``dim`` of operand ``index`` (mean, norm, softmax, ...)."""
@@ -206,7 +215,7 @@ class Solver:
         return self.facts.setdefault(call, Facts())
 
     def _is_static(self, call: Call) -> bool:
-        return all(v is None or v in self._static or v.kind in ("const", "weight") for v in call.inputs)
+        return all(v is None or self.static(v) for v in call.inputs)
 
     def _fresh(self, value: Value) -> Axes:
         label = value.weight or value.name

@@ -12,13 +12,15 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 Keep = npt.NDArray[np.bool_]
 Places = npt.NDArray[np.intp]
+#: a choice of positions: a mask, or the kept positions in their new order
+Kept = Keep | Places
 _serial = itertools.count()
 
 
@@ -221,6 +223,53 @@ def expand_mask(term: Term, keeps: Mapping[Term, Keep], sizes: Mapping[Term, int
         return expand_mask(root.parts[0], keeps, sizes)[places_of(root)]
     parts = [expand_mask(p, keeps, sizes) for p in root.parts]
     return np.concatenate(parts) if root.kind == "concat" else _outer(parts)
+
+
+def as_mask(kept: Kept, size: int) -> Keep:
+    """A choice of positions as a mask."""
+    array: npt.NDArray[Any] = np.asarray(kept)
+    if array.dtype == np.bool_:
+        return array
+    mask = np.zeros(size, bool)
+    mask[array] = True
+    return mask
+
+
+def as_order(kept: Kept) -> Places | None:
+    """The order that a choice gives to the positions that it keeps; None where they stay in theirs."""
+    array: npt.NDArray[Any] = np.asarray(kept)
+    if array.dtype == np.bool_ or bool((np.diff(array) > 0).all()):
+        return None
+    return array.astype(np.intp)
+
+
+def is_reordered(term: Term, orders: Mapping[Term, Places]) -> bool:
+    """Whether some atom of an axis has its positions in another order."""
+    return bool(orders) and any(part in orders for part in atoms(term))
+
+
+def kept_places(
+    term: Term, keeps: Mapping[Term, Keep], orders: Mapping[Term, Places], sizes: Mapping[Term, int]
+) -> Places:
+    """The positions of an axis that stay, in their new order.
+
+    A product goes through its factors in their new orders, a concatenation through its parts.  What a pick
+    chooses stays in the order of the pick.  ``sizes`` as in ``expand_mask``.
+    """
+    root = resolve(term)
+    if root.kind == "atom" and root in orders:
+        return orders[root]
+    if root.kind in ("atom", "pick") or not is_reordered(root, orders):
+        return np.flatnonzero(expand_mask(root, keeps, sizes))
+    parts = [kept_places(p, keeps, orders, sizes) for p in root.parts]
+    lengths = [len(expand_mask(p, keeps, sizes)) for p in root.parts]
+    if root.kind == "concat":
+        starts = np.cumsum([0, *lengths[:-1]])
+        return np.concatenate([p + at for p, at in zip(parts, starts, strict=True)])
+    found = parts[0]
+    for part, length in zip(parts[1:], lengths[1:], strict=True):
+        found = (found[:, None] * length + part[None, :]).reshape(-1)
+    return found
 
 
 def _outer(parts: Sequence[Keep]) -> Keep:

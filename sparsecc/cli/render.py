@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 from rich.table import Table
 from rich.text import Text
 
-from sparsecc.report import FrozenLine, Report, frozen_lines, human
+from sparsecc.report import (
+    PATTERN_COLUMNS,
+    FrozenLine,
+    Report,
+    frozen_lines,
+    human,
+    pattern_rows,
+    pattern_totals,
+)
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -68,6 +76,11 @@ def report_tables(report: Report) -> Iterator[RenderableType]:
     if changed:
         lines = [(g.group, g.kind, f"{g.kept}/{g.size}", g.by) for g in changed]
         yield table(f"{len(changed)} groups became smaller", ("group", "kind", ">kept", "by"), lines)
+    if report.patterns:
+        columns = tuple(">" * (name == "magnitude kept") + name for name in PATTERN_COLUMNS)
+        yield table(
+            pattern_totals(report.patterns), columns, [tuple(r) for r in pattern_rows(report.patterns)]
+        )
     if report.skips:
         reasons = Counter(reason for _, reason in report.skips)
         yield table("left alone", (">groups", "reason"), [(n, reason) for reason, n in reasons.items()])

@@ -14,7 +14,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from sparsecc.axes.analysis import Analysis, Keeps
-from sparsecc.axes.terms import Keep
+from sparsecc.axes.terms import Kept
 from sparsecc.errors import InvalidOption, SparseccError, UnsupportedModel
 from sparsecc.fx.capture import Program, capture, evaluating, recapture
 from sparsecc.fx.config import changed, descriptions, has_config, rebuilt
@@ -126,7 +126,7 @@ class TorchSubject(Subject):
             raise
 
     def masked(
-        self, plan: Plan, kept: Mapping[str, Keep], inputs: list[Any], dtype: torch.dtype | None = None
+        self, plan: Plan, kept: Mapping[str, Kept], inputs: list[Any], dtype: torch.dtype | None = None
     ) -> Outputs:
         """Outputs under masked semantics."""
         with self._blaming(inputs):
@@ -137,11 +137,11 @@ class TorchSubject(Subject):
         overrides = {n: substituted(plan, n, self.program.weights[n].detach()) for n in valued}
         return ProgramRunner(self.program, dtype=dtype, overrides=overrides)
 
-    def _hook(self, plan: Plan, kept: Mapping[str, Keep]) -> Any:
+    def _hook(self, plan: Plan, kept: Mapping[str, Kept]) -> Any:
         bypassed = {b.output: b.source for b in plan.of(Bypass)}
         return masked_hook(self.view, Masked(self.analysis.keeps(kept)), bypassed)
 
-    def apply(self, plan: Plan, kept: Mapping[str, Keep]) -> AppliedTorch:
+    def apply(self, plan: Plan, kept: Mapping[str, Kept]) -> AppliedTorch:
         """The user's class where it can express the plan, else the graph as a module."""
         slim = edit(self.program, plan)
         notes = self._left_out(plan)
@@ -169,7 +169,7 @@ class TorchSubject(Subject):
         like = replace(self.program, args=tuple(args), kwargs=dict(kwargs), dynamic_shapes=shapes)
         return recapture(program_module(slim), like).exported
 
-    def _same_class(self, plan: Plan, kept: Mapping[str, Keep], slim: Program) -> AppliedTorch:
+    def _same_class(self, plan: Plan, kept: Mapping[str, Kept], slim: Program) -> AppliedTorch:
         module = self.program.module
         assert module is not None
         keeps = self.analysis.keeps(kept)
@@ -227,7 +227,7 @@ class TorchSubject(Subject):
         )
 
     def node_checks(
-        self, applied: Applied, kept: Mapping[str, Keep], inputs: list[Any]
+        self, applied: Applied, kept: Mapping[str, Kept], inputs: list[Any]
     ) -> Iterator[NodeCheck]:
         """Every operator of the result on the masked original's activations."""
         assert isinstance(applied, AppliedTorch)

@@ -32,6 +32,11 @@ def substituted(plan: Plan, name: str, tensor: torch.Tensor) -> torch.Tensor:
             tensor = _in_form_of(tensor, write.values)
     for mask in plan.of(Mask):
         if mask.weight == name:
+            if mask.keep.shape != tuple(tensor.shape):
+                raise PlanConflict(
+                    f"the plan masks {name!r} of shape {mask.keep.shape}, which here has shape "
+                    f"{tuple(tensor.shape)}; apply it to the model that it was planned for"
+                )
             keep = torch.from_numpy(mask.keep).to(tensor.device)
             tensor = torch.where(keep, tensor, torch.zeros((), dtype=tensor.dtype, device=tensor.device))
     return tensor

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from onnx import NodeProto, ValueInfoProto, numpy_helper
 
-from sparsecc.axes.terms import Keep
+from sparsecc.axes.terms import Kept
 from sparsecc.errors import InvalidOption, UnsupportedModel
 from sparsecc.fx.weights import WeightActions, exact_weights
 from sparsecc.graph import Call, View
@@ -175,7 +175,7 @@ class OnnxSubject(Subject):
         return _outputs(Runner(self.file, dtype=dtype, cache=False), inputs)
 
     def masked(
-        self, plan: Plan, kept: Mapping[str, Keep], inputs: Named, dtype: torch.dtype | None = None
+        self, plan: Plan, kept: Mapping[str, Kept], inputs: Named, dtype: torch.dtype | None = None
     ) -> Outputs:
         """Outputs under masked semantics."""
         runner = Runner(self._substituted(plan), dtype=dtype, cache=False)
@@ -205,7 +205,7 @@ class OnnxSubject(Subject):
             protos[name] = replace_tensor(stored, name, actions.edit(name, self.file.tensor(name)), payloads)
         return self.file.derive(copy_proto(self.file.proto, protos), payloads)
 
-    def _hook(self, plan: Plan, kept: Mapping[str, Keep]) -> Hook:
+    def _hook(self, plan: Plan, kept: Mapping[str, Kept]) -> Hook:
         masked = Masked(self.analysis.keeps(kept))
         calls = {call.raw: call for call in self.view.calls}
         bypassed = {b.output: b.source for b in plan.of(Bypass)}
@@ -223,7 +223,7 @@ class OnnxSubject(Subject):
 
         return hook
 
-    def apply(self, plan: Plan, kept: Mapping[str, Keep]) -> AppliedOnnx:
+    def apply(self, plan: Plan, kept: Mapping[str, Kept]) -> AppliedOnnx:
         """The edited model; an empty plan gives back what was given, byte for byte."""
         if not plan:
             kind = self.given.kind
@@ -239,7 +239,7 @@ class OnnxSubject(Subject):
         except TypeError as error:
             raise InvalidOption(f"the original is an ONNX model, the result must be one: {error}") from error
 
-    def node_checks(self, applied: Applied, kept: Mapping[str, Keep], inputs: Named) -> Iterator[NodeCheck]:
+    def node_checks(self, applied: Applied, kept: Mapping[str, Kept], inputs: Named) -> Iterator[NodeCheck]:
         """Every operator of the result on the masked original's activations."""
         assert isinstance(applied, AppliedOnnx)
         assert applied.file is not None

@@ -15,7 +15,7 @@ import torch
 
 from sparsecc.axes.analysis import Keeps
 from sparsecc.axes.solver import Facts
-from sparsecc.axes.terms import Keep
+from sparsecc.axes.terms import Keep, Kept
 from sparsecc.errors import PlanConflict
 from sparsecc.graph import Call
 
@@ -111,11 +111,12 @@ def _zero_point(call: Call, operands: Tensors, index: int) -> torch.Tensor | Non
     return zero.unsqueeze(-1) if index == 0 and zero.dim() == 1 else zero
 
 
-def at_kept(x: torch.Tensor, masks: Sequence[Keep | None]) -> torch.Tensor:
-    """``x`` at the kept positions of all of its axes."""
-    for dim, keep in enumerate(masks):
-        if keep is not None:
-            x = x.index_select(dim, torch.from_numpy(np.flatnonzero(keep)).to(x.device))
+def at_kept(x: torch.Tensor, kept: Sequence[Kept | None]) -> torch.Tensor:
+    """``x`` at the kept positions of all of its axes: masks, or indices in their new order."""
+    for dim, choice in enumerate(kept):
+        if choice is not None:
+            places = np.flatnonzero(choice) if choice.dtype == np.bool_ else choice
+            x = x.index_select(dim, torch.from_numpy(places).to(x.device))
     return x
 
 

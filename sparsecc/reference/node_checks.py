@@ -22,7 +22,7 @@ from sparsecc.blocks import dropped
 from sparsecc.fx.capture import Program
 from sparsecc.fx.ops import aten_name
 from sparsecc.fx.sharing import live
-from sparsecc.graph import Call, View
+from sparsecc.graph import Call, Value, View
 from sparsecc.plan import Bypass
 from sparsecc.reference.masked import at_kept
 from sparsecc.reference.torch_run import Hook, ProgramRunner
@@ -157,7 +157,7 @@ def _checked(
     stands: Mapping[Node, Node],
 ) -> NodeCheck:
     masks = {
-        ref: keeps.operand(call, i, operands[ref].shape)
+        ref: keeps.operand_places(call, i, operands[ref].shape)
         for i, ref in enumerate(call.refs)
         if ref is not None and isinstance(operands[ref], torch.Tensor)
     }
@@ -197,19 +197,25 @@ def compared(
 ) -> NodeCheck:
     """The check of one operator: its outputs beside what they should be, and what errors are relative to."""
     error, bound = 0.0, 0.0
-    for (ours, theirs), scale in zip(pairs, scales, strict=True):
+    values = call.outputs if len(call.outputs) == len(pairs) else (None,) * len(pairs)
+    for (ours, theirs), scale, value in zip(pairs, scales, values, strict=True):
         if ours.shape != theirs.shape:
             return NodeCheck(call.describe(), float("inf"), 0.0)
         if ours.is_complex():
             ours, theirs, scale = real(ours), real(theirs), scale.abs().reshape(*scale.shape, 1)
         if not ours.is_floating_point():
-            if not torch.equal(ours, theirs):
+            if not torch.equal(ours, theirs) and _matters(keeps, value):
                 return NodeCheck(call.describe(), float("inf"), 0.0)
             continue
         worst, allowed = _worst(ours, theirs, scale, _tolerance(call, keeps, ours.dtype))
         if worst * bound >= error * allowed:  # the larger share of its bound
             error, bound = worst, allowed
     return NodeCheck(call.describe(), error, bound)
+
+
+def _matters(keeps: Keeps, value: Value | None) -> bool:
+    """Whether integers must be equal: where positions come in another order, unread ones need not."""
+    return not keeps.orders or value is None or value in keeps.analysis.read
 
 
 def _kept(value: Any, masks: Any) -> Any:
@@ -220,7 +226,7 @@ def _kept(value: Any, masks: Any) -> Any:
 
 def _kept_outputs(value: Any, call: Call, keeps: Keeps) -> list[torch.Tensor]:
     found = [value] if isinstance(value, torch.Tensor) else [v for v in value if isinstance(v, torch.Tensor)]
-    return [at_kept(v, keeps.value(o, v.shape)) for v, o in zip(found, call.outputs, strict=True)]
+    return [at_kept(v, keeps.value_places(o, v.shape)) for v, o in zip(found, call.outputs, strict=True)]
 
 
 def _run(node: Node, env: Mapping[Node, Any]) -> list[torch.Tensor]:

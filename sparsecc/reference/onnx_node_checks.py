@@ -55,10 +55,10 @@ def _checked(
             continue
         tensor = want[value.name]
         if isinstance(tensor, torch.Tensor):
-            forced[ref] = at_kept(tensor, keeps.operand(call, position, tensor.shape))
+            forced[ref] = at_kept(tensor, keeps.operand_places(call, position, tensor.shape))
     ours = [y for y, name in zip(default(forced), node.output, strict=False) if name]
     theirs = [
-        at_kept(want[v.name], keeps.value(v, want[v.name].shape))
+        at_kept(want[v.name], keeps.value_places(v, want[v.name].shape))
         if isinstance(want.get(v.name), torch.Tensor)
         else None
         for v in call.outputs

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from sparsecc.axes.analysis import Analysis, Group
 from sparsecc.axes.terms import Term, fold, resolve
@@ -85,6 +86,10 @@ class Saliency:
         members = [m for m in group.members if self._rank(m.weight) > 1] or list(group.members)
         rows = np.stack([self._row(m.weight, m.axis, group.term) for m in members])
         return NORMALISERS[self.normaliser](REDUCTIONS[self.reduction](rows))
+
+    def elements(self, weight: str) -> npt.NDArray[Any]:
+        """Scores of the single elements of a weight, in its shape; of two, the higher one is kept."""
+        return self.criterion.elements(weight, self.analysis.view.weight(weight), self.statistics)
 
     def _rank(self, weight: str) -> int:
         return len(self.analysis.view.weights[weight].shape)

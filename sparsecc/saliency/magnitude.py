@@ -59,6 +59,12 @@ class Criterion:
         """Saliency of positions from their summed scores."""
         return total
 
+    def elements(self, name: str, weight: torch.Tensor, statistics: Any = None) -> npt.NDArray[Any]:
+        """Score of every single element, shape of the weight; only their order matters.  Default: |w|."""
+        wide = weight.detach() if str(weight.dtype) == "torch.float64" else weight.detach().float()
+        found: npt.NDArray[Any] = wide.abs().cpu().numpy()
+        return found
+
 
 @dataclass(frozen=True)
 class Lp(Criterion):
@@ -147,11 +153,14 @@ class Random(Criterion):
         self, name: str, weight: torch.Tensor, axes: Sequence[int], statistics: Any = None
     ) -> list[Scores]:
         """Uniform in [0, 1)."""
-        keys = [zlib.crc32(f"{name}[{axis}]".encode()) for axis in axes]
-        return [
-            np.random.default_rng([self.seed, key]).random(weight.shape[axis])
-            for key, axis in zip(keys, axes, strict=True)
-        ]
+        return [self._generator(f"{name}[{axis}]").random(weight.shape[axis]) for axis in axes]
+
+    def elements(self, name: str, weight: torch.Tensor, statistics: Any = None) -> npt.NDArray[Any]:
+        """Uniform in [0, 1)."""
+        return self._generator(name).random(tuple(weight.shape))
+
+    def _generator(self, words: str) -> np.random.Generator:
+        return np.random.default_rng([self.seed, zlib.crc32(words.encode())])
 
 
 #: text name -> criterion

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from sparsecc import __version__
-from sparsecc.axes.terms import Keep
+from sparsecc.axes.terms import Kept
 from sparsecc.errors import UnsupportedModel, VerificationFailed
-from sparsecc.plan import Bypass, Plan
+from sparsecc.plan import Bypass, Mask, Plan
 from sparsecc.subject import Applied, Outputs, Subject, real
 from sparsecc.verification.certificate import Certificate, Check
 
@@ -25,7 +25,7 @@ RUNS: tuple[tuple[int, int], ...] = ((0, 0), (1, 1), (2, 0))
 def certify(
     subject: Subject,
     applied: Applied,
-    kept: Mapping[str, Keep],
+    kept: Mapping[str, Kept],
     *,
     runs: Sequence[tuple[int, int]] = RUNS,
 ) -> Certificate:
@@ -93,7 +93,7 @@ def _require_deterministic(subject: Subject, inputs: Any) -> None:
 
 
 def _reference(
-    subject: Subject, plan: Plan, kept: Mapping[str, Keep], inputs: Any, dtype: torch.dtype | None
+    subject: Subject, plan: Plan, kept: Mapping[str, Kept], inputs: Any, dtype: torch.dtype | None
 ) -> Outputs:
     if plan.mode == "slim":
         return [real(y) for y in subject.original(inputs, dtype)]
@@ -105,11 +105,17 @@ def _status(
 ) -> tuple[Any, str]:
     if not all(c.passed for c in checks):
         return "FAILED", ""
-    if plan.mode == "prune" and (plan.decisions or any(plan.of(Bypass))) and not told_apart:
+    if plan.mode == "prune" and _removes(plan) and not told_apart:
         return "VACUOUS", "the masked and the original model agree exactly on every input that was tried"
     if constant:
         return "VACUOUS", f"constant outputs: {', '.join(names[i] for i in sorted(constant))}"
     return "VERIFIED", ""
+
+
+def _removes(plan: Plan) -> bool:
+    """Whether anything is taken away; another order of positions alone changes no result."""
+    fewer = any(len(d.kept) < d.size for d in plan.decisions)
+    return fewer or any(plan.of(Bypass)) or any(plan.of(Mask))
 
 
 def _worst_nodes(nodes: Iterator[Any]) -> list[Any]:
