@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from sparsecc.targets.cuda.config import KernelConfig
-from sparsecc.targets.cuda.gemm import gemm_source, signature
+from sparsecc.targets.cuda.generate import gemm_source, signature
 from sparsecc.targets.cuda.pack import pack
 from sparsecc.targets.cuda.problem import Conv, Problem
 from sparsecc.targets.cuda.tvm_build import Source

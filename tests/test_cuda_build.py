@@ -13,7 +13,7 @@ import pytest
 from sparsecc.errors import InvalidModel, InvalidOption, SparseccError, TargetRefused
 from sparsecc.targets.cuda import build
 from sparsecc.targets.cuda.build import Kernel, build_gemm
-from sparsecc.targets.cuda.config import ARCHES, TILES, Epilogue, KernelConfig, default_config
+from sparsecc.targets.cuda.config import ARCHES, TILES, WGMMA_TILES, Epilogue, KernelConfig, default_config
 from sparsecc.targets.cuda.nvrtc import compile_source
 from sparsecc.targets.cuda.problem import Conv, Problem
 
@@ -89,6 +89,23 @@ def test_int8(tile: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", ["bf16", "e4m3"])
 def test_other_dtypes(dtype: str, tmp_path: Path) -> None:
     check(build_gemm(default_config("large", dtype, epilogue=FULL), Problem(4096, 4096), ["sm_89"]), tmp_path)
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "int8"])
+@pytest.mark.parametrize("tile", WGMMA_TILES)
+def test_wgmma(tile: str, dtype: str, tmp_path: Path) -> None:
+    """All products of a tile are there, and none waits for another: one wait for all stands at the end."""
+    config = default_config(tile, dtype, epilogue=FULL, out_dtype="fp32")
+    image = build_gemm(config, Problem(4096, 4096), ["sm_90a"]).images["sm_90a"]
+    assert (image.spills, image.stack, image.serialized) == (0, 0, False)
+    assert image.registers <= min(255, 65536 // config.threads)
+    sass = disassembled(image.cubin, tmp_path)
+    name = {"fp16": "HGMMA.SP", "int8": "IGMMA.SP"}[dtype]
+    products = len(re.findall(rf"\b{re.escape(name)}\.", sass))
+    assert (
+        products >= 4 * config.units * config.element.steps
+    )  # three tiles in the loop, one at least after it
+    assert len(re.findall(r"WARPGROUP\.DEPBAR\.LE gsb0, 0x0", sass)) == 1
 
 
 @pytest.mark.parametrize("layout", ["rows", "nchw"])

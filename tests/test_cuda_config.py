@@ -30,6 +30,9 @@ def test_defaults_fit_every_architecture(tile: str, dtype: str) -> None:
             assert config.refusal(arch) == ""
 
 
+WGMMA = {"instruction": "wgmma.sp", "block_m": 64, "warps_m": 4, "warps_n": 1}
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -48,6 +51,12 @@ def test_defaults_fit_every_architecture(tile: str, dtype: str) -> None:
         ({"dtype": "int8", "block_k": 128, "epilogue": Epilogue(bias=True)}, "int32 outputs are raw sums"),
         ({"block_m": 1024, "block_n": 64, "warps_m": 32, "warps_n": 2}, "at most 1024 threads"),
         ({"layout": "nchw", "block_n": 8, "warps_n": 1}, "block_n must be at least 16"),
+        ({"instruction": "wmma"}, "instruction must be one of"),
+        ({"instruction": "wgmma.sp"}, "four warps for 64 output features"),
+        ({**WGMMA, "block_k": 128}, "tiles of 128 bytes of K"),
+        ({**WGMMA, "layout": "nchw"}, "layout rows"),
+        ({**WGMMA, "stages": 2}, "at least 3 stages"),
+        ({**WGMMA, "block_n": 512}, "at most 256 tokens"),
     ],
 )
 def test_refused(options: dict[str, object], message: str) -> None:
@@ -59,6 +68,8 @@ def test_refusals_of_architectures() -> None:
     assert "compute capability 8.9" in default_config("small", "e4m3").refusal("sm_80")
     big = KernelConfig(block_m=128, block_n=256, warps_m=2, warps_n=4, stages=3)
     assert "135168 bytes of shared memory, sm_86 has 101376" in big.refusal("sm_86")
+    assert "wgmma.sp is an instruction of sm_90a" in default_config("wgmma64").refusal("sm_90")
+    assert default_config("wgmma64", "e4m3").refusal("sm_90a") == ""
     with pytest.raises(InvalidOption, match="sm_75"):
         big.refusal("sm_75")
     with pytest.raises(InvalidOption, match="activation must be one of"):

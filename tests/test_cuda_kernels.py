@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sparsecc.targets.cuda.config import TILES, Epilogue, KernelConfig, default_config
+from sparsecc.targets.cuda.config import TILES, WGMMA_TILES, Epilogue, KernelConfig, default_config
 from sparsecc.targets.cuda.problem import Conv, Problem
 from tests.cuda_kernels import ACTIVATIONS, Case
 from tests.cuda_sim.simulator import COMPILER
@@ -20,7 +20,7 @@ DEQUANTISE = Epilogue(scale=True, bias=True, activation="relu", residual=True)
 def check(case: Case) -> None:
     result, report = case.run()
     assert not report.errors, f"{report.errors}\n{report.messages}"
-    assert report.counts["mma.sp"] > 0
+    assert report.counts[case.config.instruction] > 0
     assert torch.equal(result.double(), case.expected().to(result.dtype).double())
 
 
@@ -31,7 +31,7 @@ def test_every_tile(tile: str) -> None:
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("dtype", ["bf16", "int8", "e4m3", "e5m2"])
-@pytest.mark.parametrize("tile", TILES)
+@pytest.mark.parametrize("tile", [*TILES, *WGMMA_TILES])
 def test_every_tile_and_dtype(tile: str, dtype: str) -> None:
     config = default_config(tile, dtype, epilogue=DEQUANTISE, out_dtype="fp32")
     check(Case(config, Problem(264, 520), tokens=131))
@@ -91,6 +91,27 @@ def test_nchw_dtypes(dtype: str, out_dtype: str) -> None:
     check(Case(config, Problem(72, 100, pixel_align=4), tokens=36, batch=2))
 
 
+@pytest.mark.parametrize("tile", WGMMA_TILES)
+def test_wgmma_tiles(tile: str) -> None:
+    check(Case(default_config(tile, epilogue=FULL), Problem(72, 360), tokens=37))
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "int8", "e4m3", "e5m2"])
+def test_wgmma_dtypes(dtype: str) -> None:
+    config = default_config("wgmma64", dtype, epilogue=DEQUANTISE, out_dtype="fp32")
+    check(Case(config, Problem(72, 360), tokens=70))
+
+
+@pytest.mark.parametrize("k", [4, 37, 64, 130, 192, 256, 500])
+def test_wgmma_ragged_k(k: int) -> None:
+    check(Case(default_config("wgmma64", epilogue=FULL), Problem(40, k), tokens=9))
+
+
+def test_wgmma_convolution() -> None:
+    conv = Conv(16, (3, 3), (1, 1), (1, 1))
+    check(Case(default_config("wgmma64", epilogue=FULL), Problem(40, conv.k, conv), batch=2, size=(8, 9)))
+
+
 CONVOLUTIONS = {
     "3x3": Conv(16, (3, 3), (1, 1), (1, 1)),
     "3x3, stride 2, 6 channels": Conv(6, (3, 3), (2, 2), (1, 1)),
@@ -136,9 +157,11 @@ def test_activations(activation: str) -> None:
     assert argument.max() > 3
 
 
-def test_special_values() -> None:
+@pytest.mark.parametrize("tile", ["small", "batch8", "wgmma64"])
+def test_special_values(tile: str) -> None:
     """NaN passes through relu as in PyTorch; no infinity meets the zeros that fill up K and tokens."""
-    case = Case(default_config("small", epilogue=Epilogue(activation="relu")), Problem(16, 100), tokens=5)
+    config = default_config(tile, epilogue=Epilogue(activation="relu"))
+    case = Case(config, Problem(16, 100), tokens=5)
     case.x = case.x.abs() + 1
     case.x[2, 3] = torch.nan
     case.weight[3, 96] = torch.inf

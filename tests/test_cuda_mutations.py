@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 import torch
 
-from sparsecc.targets.cuda import activations, epilogue, gemm
+from sparsecc.targets.cuda import activations, epilogue, gemm, wgmma
 from sparsecc.targets.cuda.activations import Gather, Rows
 from sparsecc.targets.cuda.config import Epilogue, KernelConfig
 from sparsecc.targets.cuda.epilogue import Finish
-from sparsecc.targets.cuda.gemm import gemm_source
+from sparsecc.targets.cuda.generate import gemm_source
 from sparsecc.targets.cuda.pack import Packed, pack
 from sparsecc.targets.cuda.problem import Problem
+from sparsecc.targets.cuda.wgmma import Weights
 from tests.cuda_kernels import DTYPES, Case, source_of
 from tests.cuda_sim.simulator import COMPILER
 from tests.cuda_sim.translate import UnknownInstruction, translate
@@ -37,6 +38,7 @@ CASES = {
         KernelConfig(64, 32, 64, 2, 2, 1, 3, layout="nchw", epilogue=_EPILOGUE),
         Problem(72, 200, None, 4),
     ),
+    "wgmma": (KernelConfig(64, 32, 64, 4, 1, 1, 4, instruction="wgmma.sp"), Problem(72, 424)),
     "gather": (KernelConfig(64, 32, 64, 2, 2, 1, 3, epilogue=_EPILOGUE), Problem(72, 363)),
 }
 
@@ -142,6 +144,14 @@ def no_activation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(epilogue._ACTIVATIONS, "relu", lambda e, x: x)  # type: ignore[arg-type]
 
 
+def multiplies_next_tile(original: Any, tile: Any, weights: Any, buffer: int, sums: Any, tile_k: Any) -> None:
+    original(tile, weights, buffer, sums, tile_k + 1)
+
+
+def loads_in_use(original: Any, self: Weights, buffer: int, tile_k: Any) -> None:
+    original(self, (buffer + 1) % 3 if not isinstance(tile_k, int) else buffer, tile_k)
+
+
 def unpadded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(KernelConfig, "staging_pitch", property(lambda self: 4 * self.block_m))
 
@@ -186,6 +196,7 @@ def swap_rows(packed: Packed) -> None:
 SELECT = r"%16, ([01]);"
 LDMATRIX = r"x4\.shared\.b16 \{"
 FIRST_WEIGHTS = r"(tvm_builtin_ptx_ld_vec_shared_v4_u32\()weights_ptr\[4\], weights_ptr\[5\]"
+WGMMA_WAIT = r"(wgmma\.wait_group\.sync\.aligned )"
 COPY = r"cp\.async\.cg(\.shared\.global \[%0\], \[%1\], )16"
 
 MUTATIONS = {
@@ -237,6 +248,35 @@ MUTATIONS = {
     ),
     "store is misaligned": Mutation("misaligned", nth(r"&\(d_ptr\[", "&(d_ptr[2 + ")),
     "reads its output": Mutation("read-only", everywhere(r"&\(residual_ptr\[", "&(d_ptr[")),
+    "wgmma: no barrier": Mutation("race", nth(BARRIER, ""), case="wgmma"),
+    "wgmma: no proxy fence": Mutation(
+        "proxy", everywhere(r"fence\.proxy\.async\.shared::cta;", ""), case="wgmma"
+    ),
+    "wgmma: no fence": Mutation("fence", everywhere(r"wgmma\.fence\.sync\.aligned;", ""), case="wgmma"),
+    "wgmma: no commit": Mutation(
+        "wrong", everywhere(r"wgmma\.commit_group\.sync\.aligned;", ""), case="wgmma"
+    ),
+    "wgmma: never waits": Mutation("race", everywhere(WGMMA_WAIT + "1;", r"\g<1>9;"), case="wgmma"),
+    "wgmma: stores without waiting": Mutation(
+        "wrong", everywhere(WGMMA_WAIT + "0;", r"\g<1>1;"), case="wgmma"
+    ),
+    "wgmma: waits for one copy too few": Mutation(
+        "in-flight", everywhere(r"async\.wait_group 1;", "async.wait_group 2;"), case="wgmma"
+    ),
+    "wgmma: half of the K advance": Mutation("wrong", nth(r"\+ 64\)\]", "+ 32)]"), case="wgmma"),
+    "wgmma: stride of the descriptor": Mutation(
+        "wrong", everywhere(r"64ull << 32", "32ull << 32"), case="wgmma"
+    ),
+    "wgmma: selectors swapped": Mutation(
+        "wrong", lambda t: re.sub(r"%21, ([01]), 1", lambda m: f"%21, {1 - int(m[1])}, 1", t), case="wgmma"
+    ),
+    "wgmma: not swizzled": Mutation("wrong", patch=swizzle_of_reads_only, case="wgmma"),
+    "wgmma: multiplies the next tile": Mutation(
+        "in-flight", patch=wrap(wgmma, "multiply", multiplies_next_tile), case="wgmma"
+    ),
+    "wgmma: weights of another tile": Mutation(
+        "wrong", patch=wrap(Weights, "load", loads_in_use), case="wgmma"
+    ),
     "copies in flight at the end": Mutation(
         "left-over", patch=wrap(gemm, "write_epilogue", copies_at_the_end)
     ),

@@ -17,7 +17,7 @@ from typing import Any
 
 from sparsecc.errors import InvalidModel, InvalidOption, TargetRefused
 from sparsecc.targets.cuda.config import ARCHES, OUTPUT_BYTES, KernelConfig
-from sparsecc.targets.cuda.gemm import gemm_source
+from sparsecc.targets.cuda.generate import gemm_source
 from sparsecc.targets.cuda.nvrtc import Compiled, compile_source
 from sparsecc.targets.cuda.problem import Problem
 from sparsecc.targets.cuda.tvm_build import Source
@@ -38,13 +38,17 @@ class Launch:
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """Machine code for one architecture, and what it takes (registers a thread, bytes)."""
+    """Machine code for one architecture, and what it takes (registers a thread, bytes).
+
+    ``serialized``: products of wgmma wait for each other, which costs speed, nothing else.
+    """
 
     arch: str
     cubin: bytes
     registers: int
     spills: int
     stack: int
+    serialized: bool
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -114,6 +118,7 @@ class Kernel:
                 "registers": image.registers,
                 "spills": image.spills,
                 "stack": image.stack,
+                "serialized": image.serialized,
                 "bytes": len(image.cubin),
             }
             for arch, image in self.images.items()
@@ -149,7 +154,9 @@ class Kernel:
                 raise InvalidModel(f"the source of kernel {entry} is not the one of its manifest")
             images = {
                 arch: Image(
-                    arch, files[f"{entry}.{arch}.cubin"], *(row[n] for n in ("registers", "spills", "stack"))
+                    arch,
+                    files[f"{entry}.{arch}.cubin"],
+                    *(row[n] for n in ("registers", "spills", "stack", "serialized")),
                 )
                 for arch, row in manifest["images"].items()
             }
@@ -193,7 +200,8 @@ def build_gemm(config: KernelConfig, problem: Problem, arches: Sequence[str] = (
     source = source_for(config, problem)
     compiled = [_compiled(source.text, arch) for arch in ordered]
     images = {
-        done.arch: Image(done.arch, done.cubin, done.registers, done.spills, done.stack) for done in compiled
+        done.arch: Image(done.arch, done.cubin, done.registers, done.spills, done.stack, done.serialized)
+        for done in compiled
     }
     oldest = compiled[0]
     return Kernel(
@@ -210,7 +218,8 @@ def source_for(config: KernelConfig, problem: Problem) -> Source:
 def kernel_name(config: KernelConfig, problem: Problem) -> str:
     """A name that tells kernels apart: ``sp24_fp16_rows_128x128x64_w2x2x1_s3_4096x1024_bias_relu``."""
     epilogue = config.epilogue
-    parts = ["sp24", config.dtype, config.layout, config.tile_name, f"{problem.out}x{problem.k}"]
+    family = "sp24" if config.instruction == "mma.sp" else "sp24w"
+    parts = [family, config.dtype, config.layout, config.tile_name, f"{problem.out}x{problem.k}"]
     if config.out_dtype != config.element.outputs[0]:
         parts.append(f"to_{config.out_dtype}")
     parts += [name for name in ("scale", "bias", "residual") if getattr(epilogue, name)]

@@ -24,14 +24,16 @@ FRAGMENT_BYTES = 512
 
 @dataclass(frozen=True, slots=True)
 class Element:
-    """An element type of weights and activations, and the instruction that multiplies it.
+    """An element type of weights and activations, and the instructions that multiply it.
 
-    ``steps`` is the number of instructions a unit of 64 weights takes (PTX ISA, mma.sp: k32 for 16-bit
-    elements, k64 for 8-bit ones); ``first_capability`` is the first compute capability that has it.
+    ``instruction`` is a warp's (mma.sp), ``wgmma`` the tail of a warpgroup's (wgmma.mma_async.sp, m64).
+    ``steps`` is the number of instructions that a unit of 64 weights takes (PTX ISA: k32 for 16-bit elements,
+    k64 for 8-bit ones); ``first_capability`` is the first compute capability that has it.
     """
 
     bytes: int
     instruction: str
+    wgmma: str
     accumulator: str
     outputs: tuple[str, ...]
     first_capability: int
@@ -41,22 +43,31 @@ class Element:
         return self.bytes
 
 
-def _mma(shape: str, types: str) -> str:
-    return f"mma.sp::ordered_metadata.sync.aligned.{shape}.row.col.{types}"
+def _element(size: int, name: str, total: str, outputs: tuple[str, ...], capability: int) -> Element:
+    k = 64 // size
+    return Element(
+        size,
+        f"mma.sp::ordered_metadata.sync.aligned.m16n8k{k}.row.col.{total}.{name}.{name}.{total}",
+        f"k{k}.{total}.{name}.{name}",
+        {"f32": "float32", "s32": "int32"}[total],
+        outputs,
+        capability,
+    )
 
 
 ELEMENTS: Mapping[str, Element] = MappingProxyType(
     {
-        "fp16": Element(2, _mma("m16n8k32", "f32.f16.f16.f32"), "float32", ("fp16", "fp32"), 80),
-        "bf16": Element(2, _mma("m16n8k32", "f32.bf16.bf16.f32"), "float32", ("bf16", "fp32"), 80),
-        "int8": Element(1, _mma("m16n8k64", "s32.s8.s8.s32"), "int32", ("int32", "fp16", "bf16", "fp32"), 80),
-        "e4m3": Element(1, _mma("m16n8k64", "f32.e4m3.e4m3.f32"), "float32", ("fp16", "bf16", "fp32"), 89),
-        "e5m2": Element(1, _mma("m16n8k64", "f32.e5m2.e5m2.f32"), "float32", ("fp16", "bf16", "fp32"), 89),
+        "fp16": _element(2, "f16", "f32", ("fp16", "fp32"), 80),
+        "bf16": _element(2, "bf16", "f32", ("bf16", "fp32"), 80),
+        "int8": _element(1, "s8", "s32", ("int32", "fp16", "bf16", "fp32"), 80),
+        "e4m3": _element(1, "e4m3", "f32", ("fp16", "bf16", "fp32"), 89),
+        "e5m2": _element(1, "e5m2", "f32", ("fp16", "bf16", "fp32"), 89),
     }
 )
 OUTPUT_BYTES: Mapping[str, int] = MappingProxyType({"fp16": 2, "bf16": 2, "fp32": 4, "int32": 4})
 ACTIVATIONS = ("none", "relu", "gelu", "gelu_tanh", "silu")
 LAYOUTS = ("rows", "nchw")
+INSTRUCTIONS = ("mma.sp", "wgmma.sp")
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +131,8 @@ class KernelConfig:
     K; ``warps_m`` x ``warps_n`` x ``warps_k`` are its warps (those along K split every tile and add their
     sums at the end); ``stages`` is the depth of the cp.async pipeline.  ``layout``: ``rows`` has activations
     [tokens, k] and outputs [tokens, out] (nn.Linear, NHWC convolution), ``nchw`` has [batch, k, pixels] and
-    [batch, out, pixels].  Raises ``InvalidOption`` for what no architecture can run.
+    [batch, out, pixels].  ``instruction`` is ``mma.sp`` or, on sm_90a, ``wgmma.sp``, for which four warps
+    have 64 output features.  Raises ``InvalidOption`` for what no architecture can run.
     """
 
     block_m: int = 128
@@ -134,6 +146,7 @@ class KernelConfig:
     out_dtype: str = ""
     layout: str = "rows"
     epilogue: Epilogue = field(default_factory=Epilogue)
+    instruction: str = "mma.sp"
 
     def __post_init__(self) -> None:
         if self.dtype not in ELEMENTS:
@@ -151,6 +164,8 @@ class KernelConfig:
             return [(True, "sizes and warps must be positive")]
         m, n = self.block_m // self.warps_m, self.block_n // self.warps_n
         return [
+            (self.instruction not in INSTRUCTIONS, f"instruction must be one of {INSTRUCTIONS}"),
+            *(self._wgmma_rules() if self.instruction == "wgmma.sp" else ()),
             (self.out_dtype not in self.element.outputs, f"out_dtype must be one of {self.element.outputs}"),
             (self.layout not in LAYOUTS, f"layout must be one of {LAYOUTS}"),
             (m * self.warps_m != self.block_m or m % 16 != 0, "a warp's rows must be a multiple of 16"),
@@ -170,6 +185,19 @@ class KernelConfig:
                 self.shared_bytes > max(arch.shared_bytes for arch in ARCHES.values()),
                 f"{self.shared_bytes} bytes of shared memory are more than any architecture has",
             ),
+        ]
+
+    def _wgmma_rules(self) -> list[tuple[bool, str]]:
+        groups = self.block_m == 16 * self.warps_m and self.warps_m % 4 == 0
+        return [
+            (
+                not groups or self.warps_n * self.warps_k != 1,
+                "wgmma.sp takes four warps for 64 output features",
+            ),
+            (self.block_k * self.element.bytes != 128, "wgmma.sp takes tiles of 128 bytes of K"),
+            (self.block_n > 256, "wgmma.sp takes at most 256 tokens"),
+            (self.layout != "rows", "wgmma.sp is written for layout rows"),
+            (self.stages < 3, "wgmma.sp needs at least 3 stages"),
         ]
 
     @property
@@ -203,6 +231,8 @@ class KernelConfig:
 
     @property
     def stage_bytes(self) -> int:
+        if self.instruction == "wgmma.sp":  # weights and metadata go straight to registers
+            return self.activation_bytes
         return self.weight_bytes + self.metadata_bytes + self.activation_bytes
 
     @property
@@ -227,6 +257,8 @@ class KernelConfig:
                 f"{arch!r} is not an architecture with kernels; there are {', '.join(ARCHES)}"
             )
         limits = ARCHES[arch]
+        if self.instruction == "wgmma.sp" and arch != "sm_90a":
+            return "wgmma.sp is an instruction of sm_90a"
         if limits.capability < self.element.first_capability:
             return f"{self.dtype} needs compute capability {self.element.first_capability / 10}"
         if self.shared_bytes > limits.shared_bytes:
@@ -251,7 +283,8 @@ class KernelConfig:
         return f"{self.block_m}x{self.block_n}x{self.block_k}_{warps}_s{self.stages}"
 
 
-# Names to (block m, n, k in units of 128 bytes of activations; warps m, n, k; stages).
+# Names to (block m, n, k in units of 128 bytes of activations; warps m, n, k; stages); the warpgroup's begin
+# with "wgmma".
 _TILES: Mapping[str, tuple[int, int, int, int, int, int, int]] = MappingProxyType(
     {
         "large": (128, 128, 1, 2, 2, 1, 3),
@@ -262,9 +295,13 @@ _TILES: Mapping[str, tuple[int, int, int, int, int, int, int]] = MappingProxyTyp
         "batch32": (64, 32, 2, 2, 1, 2, 3),
         "batch16": (64, 16, 2, 2, 1, 2, 4),
         "batch8": (32, 8, 4, 2, 1, 4, 3),
+        "wgmma256": (128, 256, 1, 8, 1, 1, 4),
+        "wgmma128": (128, 128, 1, 8, 1, 1, 5),
+        "wgmma64": (64, 64, 1, 4, 1, 1, 6),
     }
 )
-TILES: tuple[str, ...] = tuple(_TILES)
+TILES: tuple[str, ...] = tuple(name for name in _TILES if not name.startswith("wgmma"))
+WGMMA_TILES: tuple[str, ...] = tuple(name for name in _TILES if name.startswith("wgmma"))
 
 
 def default_config(
@@ -275,9 +312,12 @@ def default_config(
     out_dtype: str = "",
     layout: str = "rows",
 ) -> KernelConfig:
-    """A configuration by the name of its tile (``TILES``); ``batch8`` to ``batch32`` are for decoding."""
+    """A configuration by the name of its tile.
+
+    One of ``TILES``, of which ``batch8`` to ``batch32`` are for decoding, or of ``WGMMA_TILES`` for sm_90a.
+    """
     if tile not in _TILES:
-        raise InvalidOption(f"tile must be one of {', '.join(TILES)}; got {tile!r}")
+        raise InvalidOption(f"tile must be one of {', '.join(_TILES)}; got {tile!r}")
     if dtype not in ELEMENTS:
         raise InvalidOption(f"dtype must be one of {', '.join(ELEMENTS)}; got {dtype!r}")
     m, n, lines, warps_m, warps_n, warps_k, stages = _TILES[tile]
@@ -293,6 +333,7 @@ def default_config(
         out_dtype=out_dtype,
         layout=layout,
         epilogue=epilogue or Epilogue(),
+        instruction="wgmma.sp" if tile in WGMMA_TILES else "mma.sp",
     )
 
 

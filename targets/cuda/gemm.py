@@ -11,32 +11,12 @@ one iteration after its last use.
 
 from __future__ import annotations
 
-from sparsecc.targets.cuda.activations import Loader, copy_async, make_loader, source_type
-from sparsecc.targets.cuda.config import KernelConfig
+from sparsecc.targets.cuda.activations import Loader, copy_async, make_loader
 from sparsecc.targets.cuda.epilogue import write_epilogue
-from sparsecc.targets.cuda.problem import Problem
 from sparsecc.targets.cuda.tile import CHUNK, Tile, swizzle
-from sparsecc.targets.cuda.tvm_build import Emitter, Launch, Number, Registers, Signature, Source, emit
+from sparsecc.targets.cuda.tvm_build import Number, Registers
 
 _LANES_OF_METADATA = 128 // CHUNK  # chunks of the metadata of 16 rows and 64 columns
-
-
-def gemm_source(config: KernelConfig, problem: Problem, *, name: str, arch: str = "sm_80") -> Source:
-    """CUDA source of ``D = activation(scale * (W X) + bias) + residual``; the text serves every ``arch``."""
-
-    def body(e: Emitter, launch: Launch) -> None:
-        write_gemm(Tile.begin(e, config, problem, launch))
-
-    return emit(signature(config, problem, name), body, arch)
-
-
-def signature(config: KernelConfig, problem: Problem, name: str) -> Signature:
-    """The kernel's parameters: tensors by address, then int32 sizes."""
-    epilogue = config.epilogue
-    optional = {"scale": epilogue.scale, "bias": epilogue.bias, "residual": epilogue.residual}
-    tensors = ["weight", "metadata", "x", "d", *(tensor for tensor, used in optional.items() if used)]
-    scalars = source_type(config, problem).scalars
-    return Signature(name, tensors, scalars, config.threads, config.shared_bytes)
 
 
 def write_gemm(tile: Tile) -> None:

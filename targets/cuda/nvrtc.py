@@ -28,7 +28,8 @@ class Compiled:
     """One kernel for one architecture.
 
     ``registers`` are per thread, the rest is in bytes: ``spills`` stored and loaded, ``stack`` per thread,
-    ``static_shared`` per block, beside the dynamic shared memory that the launch asks for.
+    ``static_shared`` per block, beside the dynamic shared memory that the launch asks for.  ``serialized``:
+    the compiler could not keep wgmma instructions in flight and says so.
     """
 
     arch: str
@@ -38,6 +39,7 @@ class Compiled:
     spills: int
     stack: int
     static_shared: int
+    serialized: bool
 
 
 def compile_source(source: str, arch: str, *, name: str = "kernel.cu") -> Compiled:
@@ -69,6 +71,7 @@ def compile_source(source: str, arch: str, *, name: str = "kernel.cu") -> Compil
         spills=sum(int(stores) + int(loads) for stores, loads in _SPILLS.findall(log)),
         stack=sum(map(int, _STACK.findall(log))),
         static_shared=sum(map(int, _STATIC.findall(log))),
+        serialized="wgmma" in log and "serialized" in log,
     )
 
 

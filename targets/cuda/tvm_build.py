@@ -90,6 +90,10 @@ class Registers:
     def __setitem__(self, index: int, value: Number) -> None:
         self._store(index, value)
 
+    def at(self, index: int) -> Expr:
+        """The address of a value, for functions that take the whole array and are inlined."""
+        return self._handle.ptr_to([index])
+
     def take(self, start: int, count: int) -> list[Expr]:
         """``count`` consecutive values, as operands of an instruction."""
         return [self[start + i] for i in range(count)]
@@ -132,9 +136,6 @@ class Emitter:
     def minimum(self, left: Number, right: Number) -> Expr:
         return self._b.min(left, right)
 
-    def maximum(self, left: Number, right: Number) -> Expr:
-        return self._b.max(left, right)
-
     def quotient(self, left: Number, right: Number) -> Expr:
         """Division of non-negative integers."""
         return self._b.truncdiv(left, right)
@@ -152,13 +153,17 @@ class Emitter:
 
     # Statements
 
-    def let(self, value: Expr) -> Expr:
+    def let(self, value: Number) -> Number:
         """A value that is computed once."""
-        return self._b.Bind(value)
+        return value if isinstance(value, int) else self._b.Bind(value)
 
     def registers(self, size: int, dtype: str, name: str) -> Registers:
         handle = self._name_of(name, self._b.alloc_local((size,), dtype))
         return Registers(handle, size, lambda i, value: self._b.buffer_store(handle, value, [i]))
+
+    def inline(self, function: str, source: str, *operands: Number) -> None:
+        """A call of a function whose CUDA source is given, for instructions that TVM's table lacks."""
+        self._b.evaluate(self._tvm.script.cuda.func_call(function, *operands, source_code=source))
 
     def ptx(self, instruction: str, *operands: Number) -> None:
         """One instruction of TVM's PTX table, in the spelling of the PTX ISA."""
@@ -224,7 +229,7 @@ def emit(signature: Signature, body: Callable[[Emitter, Launch], None], arch: st
             b.device_entry()
             block = b.cta_id([1 << 20, 1 << 15, 1 << 15])
             thread = b.thread_id([signature.threads])
-            shared = b.alloc_buffer((signature.shared_bytes,), "uint8", scope="shared.dyn", align=128)
+            shared = b.alloc_buffer((signature.shared_bytes,), "uint8", scope="shared.dyn", align=1024)
             launch = Launch(tuple(block), thread, Buffer(tvm.named("shared", shared)), tensors, scalars)
             body(Emitter(tvm, tvm.named), launch)
         function = frame.get()

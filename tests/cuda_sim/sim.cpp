@@ -31,6 +31,8 @@ struct Word {  // shadow of 4 bytes of shared memory
   int write_epoch = -1, writer = -1;
   int read_epoch = -1, reader_warp = -1;  // -2: several warps
   int in_flight = 0;
+  int multiplied = 0;   // products in flight that read it
+  long write_time = 0;  // of the writing thread's clock
   bool initialised = false;
 };
 
@@ -47,6 +49,12 @@ struct Collective {
   void (*run)(int warp) = nullptr;
 };
 
+struct Product {  // a wgmma in flight
+  uint32_t* sums;
+  std::vector<uint32_t> result;
+  std::vector<uint32_t> words;  // of shared memory, counted once for the warpgroup
+};
+
 struct Thread {
   ucontext_t context;
   std::vector<char> stack;
@@ -58,6 +66,10 @@ struct Thread {
   uint32_t address;
   std::vector<Copy> open;
   std::vector<std::vector<Copy>> groups;
+  std::vector<Product> products;
+  std::vector<std::vector<Product>> product_groups;
+  long clock = 1, proxy_time = 0;
+  bool fenced = false;
   std::map<std::pair<const char*, int>, int> accesses;  // how often each kind of access came since a barrier
 };
 
@@ -125,6 +137,8 @@ static void note_write(const char* what, uint32_t address, int size) {
   for (uint32_t w = address / 4; w < (address + size) / 4; w++) {
     Word& word = words[w];
     if (word.in_flight) error("in-flight", "%s of shared+%u", what, w * 4);
+    if (word.multiplied) error("race", "%s of shared+%u, which a product in flight reads", what, w * 4);
+    word.write_time = current->clock++;
     if (word.read_epoch == epoch && word.reader_warp != self / 32)
       error("race", "%s of shared+%u, which another warp read", what, w * 4);
     if (word.write_epoch == epoch && word.writer != self)
@@ -204,6 +218,7 @@ void cp_async(uint32_t target, const void* source, int size, uint32_t bytes) {
   for (uint32_t w = target / 4; w < (target + size) / 4; w++) {
     Word& word = words[w];
     if (word.in_flight) error("in-flight", "cp.async over another to shared+%u", w * 4);
+    if (word.multiplied) error("race", "cp.async to shared+%u, which a product in flight reads", w * 4);
     if (word.read_epoch == epoch && word.reader_warp != self / 32)
       error("race", "cp.async to shared+%u, which another warp read", w * 4);
     if (word.write_epoch == epoch && word.writer != self)
@@ -332,25 +347,20 @@ struct Fp8 {
 typedef Fp8<4, 3, false> E4m3;
 typedef Fp8<5, 2, true> E5m2;
 
-// mma.sp m16n8k32 (16-bit) and m16n8k64 (8-bit elements): PTX ISA, "Matrix Fragments for sparse mma".
+// A's fragment with its metadata, as both mma.sp and wgmma.sp (per warp) have it: PTX ISA, "Matrix Fragments for
+// sparse mma" m16n8k32 (16-bit) and m16n8k64 (8-bit elements).
 template <class E, int selector>
-static void run_mma_sp(int warp) {
+static void decode_a(Thread* lane, typename E::sum (*a)[64 / E::size]) {
   constexpr int kept = 32 / E::size, k_all = 2 * kept;
-  typedef typename E::sum Sum;
-  Thread* lane = lanes(warp);
-  counts["mma.sp"]++;
-  Sum compressed[16][kept], a[16][k_all] = {}, b[k_all][8];
+  typename E::sum compressed[16][kept];
   uint8_t nibbles[16][k_all / 4];
   for (int l = 0; l < 32; l++) {
     int g = l / 4, t = l % 4;
     auto& in = *(const Mma*)lane[l].in;
     for (int r = 0; r < 4; r++)
-      for (int i = 0; i < 4 / E::size; i++) {
-        int byte = 4 * t + i * E::size;
-        compressed[g + 8 * (r % 2)][(byte + 16 * (r / 2)) / E::size] =
+      for (int i = 0; i < 4 / E::size; i++)
+        compressed[g + 8 * (r % 2)][(4 * t + 16 * (r / 2)) / E::size + i] =
             E::value((const uint8_t*)&in.a[r] + i * E::size);
-        b[(byte + 16 * r) / E::size][g] = E::value((const uint8_t*)&in.b[r] + i * E::size);
-      }
     for (int q = 0; q < 8; q++) {
       uint8_t nibble = in.e >> (4 * q) & 15;
       if (E::size == 2) {
@@ -362,11 +372,28 @@ static void run_mma_sp(int warp) {
   }
   for (int row = 0; row < 16; row++)
     for (int group = 0; group < k_all / 4; group++) {
+      for (int i = 0; i < 4; i++) a[row][4 * group + i] = 0;
       int first = nibbles[row][group] & 3, second = nibbles[row][group] >> 2;
       if (first >= second) error("metadata", "indices %d, %d in row %d, group %d", first, second, row, group);
       a[row][4 * group + first] = compressed[row][2 * group];
       a[row][4 * group + second] = compressed[row][2 * group + 1];
     }
+}
+
+// mma.sp m16n8k32 (16-bit) and m16n8k64 (8-bit elements): PTX ISA, "Matrix Fragments for sparse mma".
+template <class E, int selector>
+static void run_mma_sp(int warp) {
+  constexpr int k_all = 64 / E::size;
+  typedef typename E::sum Sum;
+  Thread* lane = lanes(warp);
+  counts["mma.sp"]++;
+  Sum a[16][k_all], b[k_all][8];
+  decode_a<E, selector>(lane, a);
+  for (int l = 0; l < 32; l++)
+    for (int r = 0; r < 4; r++)
+      for (int i = 0; i < 4 / E::size; i++)
+        b[(4 * (l % 4) + 16 * r) / E::size + i][l / 4] =
+            E::value((const uint8_t*)&((const Mma*)lane[l].in)->b[r] + i * E::size);
   for (int l = 0; l < 32; l++)
     for (int q = 0; q < 4; q++) {
       int row = l / 4 + 8 * (q / 2), column = 2 * (l % 4) + q % 2;
@@ -384,6 +411,108 @@ void mma(Element element, int selector, const Mma& in, uint32_t* out) {
       {run_mma_sp<E5m2, 0>, run_mma_sp<E5m2, 0>},
   };
   collective("mma.sp", table[int(element)][selector], &in, out);
+}
+
+// wgmma.mma_async.sp m64nNk32 and m64nNk64, A in registers, B [n][k] in shared memory with the 128-byte swizzle.
+// The product is made when the instruction is issued, and seen when it has been waited for; meanwhile nobody may
+// write what it reads.
+struct WgmmaIn {
+  Mma mma;
+  uint64_t descriptor;
+  int n;
+};
+
+template <class E, int selector>
+static void run_wgmma_sp(int warp) {
+  constexpr int k_all = 64 / E::size;
+  typedef typename E::sum Sum;
+  Thread* lane = lanes(warp);
+  counts["wgmma.sp"]++;
+  auto& in = *(const WgmmaIn*)lane[0].in;
+  for (int l = 0; l < 128; l++)
+    if (((const WgmmaIn*)lane[l].in)->descriptor != in.descriptor)
+      return error("divergence", "descriptors of a warpgroup differ");
+  uint32_t start = uint32_t(in.descriptor & 0x3fff) << 4, stride = uint32_t(in.descriptor >> 32 & 0x3fff) << 4;
+  if (in.descriptor >> 62 != 1) return error("misaligned", "a descriptor without the 128-byte swizzle");
+  std::vector<Sum> b(k_all * in.n);
+  std::vector<uint32_t> read;
+  for (int column = 0; column < in.n; column++)
+    for (int byte = 0; byte < 64; byte += 4) {
+      uint32_t address = start + column / 8 * stride + column % 8 * 128 + byte;
+      address ^= (address >> 7 & 7) << 4;
+      self = warp * 32;
+      if (!shared_inside("wgmma", address, 4)) return;
+      Word& word = words[address / 4];
+      if (word.in_flight) error("in-flight", "wgmma of shared+%u", address);
+      else if (!word.initialised) error("uninitialised", "wgmma of shared+%u", address);
+      else if (word.write_epoch == epoch) error("race", "wgmma of shared+%u, written since the barrier", address);
+      else if (word.write_time > threads[word.writer].proxy_time)
+        error("proxy", "wgmma of shared+%u, written without a proxy fence", address);
+      read.push_back(address / 4);
+      for (int i = 0; i < 4 / E::size; i++)
+        b[((byte / E::size) + i) * in.n + column] = E::value(&shared[address + i * E::size]);
+    }
+  for (uint32_t w : read) words[w].multiplied++;
+  for (int w = 0; w < 4; w++) {
+    Sum a[16][k_all];
+    decode_a<E, selector>(lane + 32 * w, a);
+    for (int l = 0; l < 32; l++) {
+      Thread& thread = lane[32 * w + l];
+      if (!thread.fenced) error("fence", "wgmma of warp %d", warp + w);
+      auto sums = (uint32_t*)thread.out;
+      Product product{sums, std::vector<uint32_t>(sums, sums + in.n / 2), {}};
+      auto before = [&](std::vector<Product>& group) {
+        for (auto& other : group)
+          if (other.sums == sums) product.result = other.result;
+      };
+      for (auto& group : thread.product_groups) before(group);
+      before(thread.products);
+      if (w == 0 && l == 0) product.words = read;
+      for (int i = 0; i < in.n / 2; i++) {
+        int row = l / 4 + 8 * (i % 4 / 2), column = 8 * (i / 4) + 2 * (l % 4) + i % 2;
+        Sum sum;
+        memcpy(&sum, &product.result[i], 4);
+        for (int k = 0; k < k_all; k++) sum += a[row][k] * b[k * in.n + column];
+        memcpy(&product.result[i], &sum, 4);
+        sums[i] = 0xfefefefe;
+      }
+      thread.products.push_back(std::move(product));
+    }
+  }
+}
+
+void wgmma(Element element, int n, int selector, const Mma& in, uint64_t descriptor, uint32_t* sums) {
+  static void (*const table[5][2])(int) = {
+      {run_wgmma_sp<Fp16, 0>, run_wgmma_sp<Fp16, 1>}, {run_wgmma_sp<Bf16, 0>, run_wgmma_sp<Bf16, 1>},
+      {run_wgmma_sp<S8, 0>, run_wgmma_sp<S8, 0>},     {run_wgmma_sp<E4m3, 0>, run_wgmma_sp<E4m3, 0>},
+      {run_wgmma_sp<E5m2, 0>, run_wgmma_sp<E5m2, 0>},
+  };
+  WgmmaIn all{in, descriptor, n};
+  collective("wgmma", table[int(element)][selector], &all, sums);
+}
+
+void wgmma_fence() { current->fenced = true; }
+
+void proxy_fence() { current->proxy_time = current->clock++; }
+
+void wgmma_commit() {
+  current->product_groups.push_back(std::move(current->products));
+  current->products.clear();
+  current->fenced = false;
+}
+
+void wgmma_wait(int pending) {
+  auto& groups = current->product_groups;
+  while (int(groups.size()) > pending) {
+    for (auto& product : groups.front()) {
+      for (uint32_t w : product.words) words[w].multiplied--;
+      bool last = true;  // of the products in flight with these sums
+      for (size_t i = 1; i < groups.size(); i++)
+        for (auto& other : groups[i]) last &= other.sums != product.sums;
+      if (last) memcpy(product.sums, product.result.data(), 4 * product.result.size());
+    }
+    groups.erase(groups.begin());
+  }
 }
 
 static void run_shfl(int warp) {
@@ -413,13 +542,26 @@ static void resume(int index) {
   swapcontext(&scheduler, &current->context);
 }
 
+static bool at_wgmma(const Thread& thread) {
+  return thread.at == At::collective && !strcmp(thread.collective.name, "wgmma");
+}
+
+static bool run_warpgroup(int warp) {  // a warpgroup all of whose lanes are at wgmma
+  Thread* lane = lanes(warp);
+  for (int l = 0; l < 128; l++)
+    if (!at_wgmma(lane[l]) || lane[l].collective.run != lane[0].collective.run) return false;
+  lane[0].collective.run(warp);
+  for (int l = 0; l < 128; l++) resume(warp * 32 + l);
+  return true;
+}
+
 static bool run_warp(int warp) {  // until all its lanes wait for a barrier or are done; false: it did nothing
   bool moved = false;
   for (;;) {
     Thread* lane = lanes(warp);
     int waiting = 0;
     for (int l = 0; l < 32; l++) waiting += lane[l].at == At::collective;
-    if (!waiting) return moved;
+    if (!waiting || (waiting == 32 && at_wgmma(lane[0]))) return moved;
     for (int l = 1; l < 32; l++)
       if (waiting != 32 || lane[l].collective.run != lane[0].collective.run) {
         self = warp * 32 + l;
@@ -443,6 +585,11 @@ static void run_block() {
     thread.open.clear();
     thread.groups.clear();
     thread.accesses.clear();
+    thread.products.clear();
+    thread.product_groups.clear();
+    thread.fenced = false;
+    thread.clock = 1;
+    thread.proxy_time = 0;
     thread.stack.resize(256 << 10);
     getcontext(&thread.context);
     thread.context.uc_stack.ss_sp = thread.stack.data();
@@ -453,6 +600,14 @@ static void run_block() {
   for (int i = 0; i < block_threads; i++) resume(i);
   for (;;) {
     for (int warp = 0; warp < block_threads / 32; warp++) run_warp(warp);
+    bool multiplied = false;
+    for (int warp = 0; warp + 3 < block_threads / 32; warp += 4) multiplied |= run_warpgroup(warp);
+    if (multiplied) continue;
+    for (auto& thread : threads)
+      if (thread.at == At::collective) {
+        error("divergence", "a warpgroup is not at one wgmma");
+        throw Stop("divergence");
+      }
     int done = 0;
     for (auto& thread : threads) done += thread.at == At::done;
     check_banks();
@@ -468,7 +623,8 @@ static void run_block() {
   for (auto& thread : threads) {
     size_t left = thread.open.size();
     for (auto& group : thread.groups) left += group.size();
-    if (left) error("left-over", "%zu copies in flight at the end", left);
+    left += thread.products.size() + thread.product_groups.size();
+    if (left) error("left-over", "%zu copies or products in flight at the end", left);
   }
 }
 

@@ -12,7 +12,9 @@
 //   metadata        sparsity indices that are not ascending
 //   bank-conflict   lanes that touch different words of one bank in one pass
 //   divergence      lanes of a warp at different instructions, or threads gone while others wait
-//   left-over       copies in flight when the kernel ends
+//   left-over       copies or products in flight when the kernel ends
+//   proxy           wgmma reads a word that was written without a fence.proxy.async before the barrier
+//   fence           wgmma without a wgmma.fence since the last group
 #pragma once
 #include <math.h>
 #include <stdint.h>
@@ -142,6 +144,20 @@ void mma_sp(D& d0, D& d1, D& d2, D& d3, uint32_t a0, uint32_t a1, uint32_t a2, u
   memcpy(in.c, c, 16);
   mma(element, selector, in, (uint32_t*)out);
   d0 = out[0], d1 = out[1], d2 = out[2], d3 = out[3];
+}
+
+// Sums are not there before the wait: until then they hold a pattern that no test expects.
+void wgmma(Element element, int n, int selector, const Mma& in, uint64_t descriptor, uint32_t* sums);
+void wgmma_fence();
+void wgmma_commit();
+void wgmma_wait(int pending);
+void proxy_fence();
+
+template <Element element, int n, int selector, class D>
+void wgmma_sp(D* d, uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint64_t descriptor, uint32_t e) {
+  static_assert(sizeof(D) == 4, "registers have 4 bytes");
+  static_assert(element == Element::fp16 || element == Element::bf16 ? selector < 2 : !selector, "selector");
+  wgmma(element, n, selector, {{a0, a1, a2, a3}, {}, {}, e}, descriptor, (uint32_t*)d);
 }
 
 struct Run {

@@ -10,9 +10,10 @@ import re
 from collections.abc import Callable, Sequence
 
 _ASM = re.compile(r'asm volatile\("(?P<text>[^"]*)"(?P<operands>(?:[^;"]|"[^"]*")*)\);')
-_OPERAND = re.compile(r'"(?P<constraint>[^"]*)"\((?P<name>\w+)\)')
+_OPERAND = re.compile(r'"(?P<constraint>[^"]*)"\((?P<name>\w+(?:\[\d+\])?)\)')
 _POINTER = re.compile(r"uchar\* __restrict__ (\w+)")
 _SHARED = re.compile(r"extern __shared__ __align__\((\d+)\) uchar (\w+)\[\];")
+_INDEXED = re.compile(r"(\w+)\[(\d+)\]")
 _INCLUDES = re.compile(r"^#include <cuda_\w+\.h>$", re.MULTILINE)
 
 Arguments = Sequence[str]
@@ -72,6 +73,34 @@ def _mma_sp(match: re.Match[str], args: Arguments) -> str:
     return f"sim::mma_sp<sim::Element::{_ELEMENTS[match[1]]}, {selector}>({', '.join(operands)})"
 
 
+def _wgmma_sp(match: re.Match[str], args: Arguments) -> str:
+    n = int(match["n"])
+    sums, (a0, a1, a2, a3, descriptor, e, selector, *scales) = args[: n // 2], args[n // 2 :]
+    places = [_INDEXED.fullmatch(name) for name in sums]
+    if [place and (place[1], int(place[2])) for place in places] != [("d", i) for i in range(n // 2)]:
+        raise UnknownInstruction(f"{match[0]} with sums that are not d[0], d[1], ...")
+    if scales != _SCALES[match["types"].split(".")[-1]]:
+        raise UnknownInstruction(f"{match[0]} with scales {scales}")
+    element = f"sim::Element::{_WGMMA[match['types']]}"
+    return f"sim::wgmma_sp<{element}, {n}, {selector}>(d, {a0}, {a1}, {a2}, {a3}, {descriptor}, {e})"
+
+
+# Accumulate, and signs and (16-bit elements) the transposition of B as they are.
+_SCALES = {
+    "f16": ["1", "1", "1", "0"],
+    "bf16": ["1", "1", "1", "0"],
+    "s8": ["1"],
+    "e4m3": ["1", "1", "1"],
+    "e5m2": ["1", "1", "1"],
+}
+_WGMMA = {
+    "k32.f32.f16.f16": "fp16",
+    "k32.f32.bf16.bf16": "bf16",
+    "k64.s32.s8.s8": "s8",
+    "k64.f32.e4m3.e4m3": "e4m3",
+    "k64.f32.e5m2.e5m2": "e5m2",
+}
+
 INSTRUCTIONS: list[tuple[str, Rule]] = [
     (r"cp\.async\.(ca|cg)\.shared\.global", _cp_async),
     (r"cp\.async\.commit_group", lambda match, args: "sim::cp_async_commit()"),
@@ -85,6 +114,15 @@ INSTRUCTIONS: list[tuple[str, Rule]] = [
         rf"mma\.sp::ordered_metadata\.sync\.aligned\.({'|'.join(map(re.escape, _ELEMENTS))})",
         _mma_sp,
     ),
+    (
+        rf"wgmma\.mma_async\.sp\.sync\.aligned\.m64n(?P<n>\d+)(?P<types>{'|'.join(map(re.escape, _WGMMA))})",
+        _wgmma_sp,
+    ),
+    (r"wgmma\.fence\.sync\.aligned", lambda match, args: "sim::wgmma_fence()"),
+    (r"wgmma\.commit_group\.sync\.aligned", lambda match, args: "sim::wgmma_commit()"),
+    (r"wgmma\.wait_group\.sync\.aligned", lambda match, args: f"sim::wgmma_wait({args[0]})"),
+    (r"fence\.proxy\.async\.shared::cta", lambda match, args: "sim::proxy_fence()"),
+    (r"", lambda match, args: ""),  # ties registers to a place in the code; does nothing
 ]
 
 
@@ -130,8 +168,8 @@ def _call(text: str, operands: str) -> str:
     opcode, _, rest = text.strip().rstrip(";").partition(" ")
     if ";" in rest:
         raise UnknownInstruction(f"several instructions in one statement: {text}")
-    rest = re.sub(r"%(\d+)", lambda match: names[int(match[1])], rest)
-    args = [part for part in re.split(r"[\s,{}\[\]]+", rest) if part]
+    parts = [part for part in re.split(r"[\s,{}\[\]]+", rest) if part]
+    args = [names[int(part[1:])] if part.startswith("%") else part for part in parts]
     for pattern, rule in INSTRUCTIONS:
         if match := re.fullmatch(pattern, opcode):
             return rule(match, args)
