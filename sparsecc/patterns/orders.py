@@ -9,7 +9,7 @@ concatenation) are rows of one matrix, whose columns are to be ordered.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -17,9 +17,12 @@ from sparsecc.axes.analysis import Analysis, Group
 from sparsecc.axes.terms import Kept, Places, Term, as_mask, as_order, atoms, resolve
 from sparsecc.lowering import reorderable
 from sparsecc.patterns.nm import NM, Array
-from sparsecc.patterns.permutation import retained, search
+from sparsecc.patterns.permutation import BUDGET, retained, search
 from sparsecc.patterns.survey import Site, Survey
 from sparsecc.selection import selected
+
+#: elements that the searches of one plan may compare in all
+_TOTAL = 4e10
 
 
 def better_orders(analysis: Analysis, found: Survey, *, exclude: tuple[str, ...] = ()) -> dict[str, Kept]:
@@ -28,29 +31,47 @@ def better_orders(analysis: Analysis, found: Survey, *, exclude: tuple[str, ...]
     Groups that hold positions of excluded weights, or along which a layer has its pattern already, stay.
     """
     pattern, open_ = found.pattern, [site for site in found.sites if not site.has]
-    locked = _locked(analysis, found, exclude)
     tables = {site.layer.weight: _table(site) for site in open_}
     axes = {site.layer.weight: _axis(analysis, site) for site in open_}
+    choices = list(_choices(analysis, open_, axes, pattern, _locked(analysis, found, exclude)))
+    budget = min(BUDGET, _TOTAL / max(1, len(choices)))
     orders: dict[str, Kept] = {}
+    for choice in choices:
+        rows = [tables[site.layer.weight][:, columns] for site, columns in choice.columns]
+        order = choice.kept[search(np.concatenate(rows), pattern, budget=budget)]
+        tried = {**orders, choice.group.name: order}
+        before, after = (_total(analysis, choice.readers, axes, tables, pattern, o) for o in (orders, tried))
+        if after > before:
+            orders = tried
+    return orders
+
+
+@dataclass(frozen=True, eq=False)
+class _Choice:
+    """A group that may be reordered, the layers that it matters to, and where its positions stand there."""
+
+    group: Group
+    kept: Places
+    readers: list[Site]
+    columns: list[tuple[Site, Places]]
+
+
+def _choices(
+    analysis: Analysis, sites: list[Site], axes: Mapping[str, Term], pattern: NM, locked: set[Term]
+) -> Iterator[_Choice]:
     for group in analysis.groups:
         part = resolve(group.term)
         if part in locked or not reorderable(group):
             continue
-        readers = [site for site in open_ if part in atoms(axes[site.layer.weight])]
+        readers = [site for site in sites if part in atoms(axes[site.layer.weight])]
         kept = _kept_places(analysis, group)
-        rows = [
-            tables[site.layer.weight][:, columns]
+        columns = [
+            (site, found)
             for site in readers
-            for columns in _columns(site, axes[site.layer.weight], part, kept, pattern)
+            for found in _columns(site, axes[site.layer.weight], part, kept, pattern)
         ]
-        if not rows:
-            continue
-        order = kept[search(np.concatenate(rows), pattern)]
-        tried = {**orders, group.name: order}
-        before, after = (_total(analysis, readers, axes, tables, pattern, o) for o in (orders, tried))
-        if after > before:
-            orders = tried
-    return orders
+        if columns:
+            yield _Choice(group, kept, readers, columns)
 
 
 def with_orders(analysis: Analysis, orders: Mapping[str, Kept]) -> Analysis:
