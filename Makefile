@@ -23,7 +23,7 @@ export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-bench demo test test-nightly lint format data bench bench-permutation bench-real bench-peers zoo pins clean
+.PHONY: help setup setup-bench demo test test-nightly lint format data bench bench-permutation bench-real bench-peers gpu-test gpu-bench zoo pins clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -77,6 +77,12 @@ bench: $(DEV) ## measure how long analysis, planning and editing take
 
 bench-permutation: $(DEV) ## measure the search for orders of channels in which 2:4 keeps more
 	$(BIN)/python -m benchmarks.permutation
+
+gpu-test: $(DEV) ## run the kernels on the GPU at hand: exactness, CUDA graphs (skips without one)
+	$(BIN)/python -m pytest tests/test_cuda_device.py tests/test_cuda_target.py -rs
+
+gpu-bench: $(DEV) ## time the kernels beside cuBLASLt and cuSPARSELt, and write docs/gpu.md
+	$(BIN)/python -m benchmarks.gpu
 
 bench-real: $(BENCH) data ## prune the real models and write the results table into README.md
 	$(BIN)/python -m benchmarks.real

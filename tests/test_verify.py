@@ -359,3 +359,32 @@ def test_images_of_the_examples_are_drawn_alike() -> None:
     assert "seed 1" in words
     assert not torch.equal(first[0], subject.inputs(2, 0)[0][0])
     assert subject.inputs(1, 1)[0][0].shape[0] == image().shape[0] + 1
+
+
+class Steep(nn.Module):
+    """Outputs that differ by orders of magnitude between inputs, so that rounding does, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(64, 256), nn.Linear(256, 256), nn.Linear(256, 1)
+        for parameter in self.parameters():
+            parameter.data.mul_(3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.exp(6 * self.last(torch.tanh(self.second(torch.tanh(self.first(x)))))).mean(0)
+
+
+@pytest.mark.parametrize("seed", [*range(4), 17, 23])
+def test_a_right_result_does_not_fail_where_the_masked_model_rounds_well_by_chance(seed: int) -> None:
+    torch.manual_seed(seed)
+    result = sparsecc.prune(Steep().eval(), (torch.randn(2, 64),), sparsity=0.5)
+    assert result.certificate.status == "VERIFIED"
+
+
+def test_a_small_error_in_a_steep_model_is_found() -> None:
+    torch.manual_seed(17)
+    model, inputs = Steep().eval(), (torch.randn(2, 64),)
+    result = sparsecc.prune(model, inputs, sparsity=0.5)
+    with torch.no_grad():
+        result.model.second.bias[0] += 1e-4
+    assert sparsecc.verify(model, result, inputs).status == "FAILED"
