@@ -73,6 +73,14 @@ def test_ragged_rows_and_tokens(out: int, tokens: int) -> None:
     check(Case(default_config("small", epilogue=FULL), Problem(out, 64), tokens=tokens))
 
 
+@pytest.mark.parametrize("tile", ["batch8", "wgmma64"])
+@pytest.mark.parametrize("out", [256, 330])
+def test_groups_of_blocks(tile: str, out: int) -> None:
+    """More tiles of output features than stand together, and a last group that is not full."""
+    config = default_config(tile, epilogue=FULL)
+    check(Case(config, Problem(out * config.block_m // 32, 64), tokens=2 * config.block_n + 1))
+
+
 @pytest.mark.parametrize("stages", [2, 3, 5])
 @pytest.mark.parametrize("tiles", [1, 2, 6])
 def test_pipeline_depths(stages: int, tiles: int) -> None:
