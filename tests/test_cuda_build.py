@@ -6,12 +6,13 @@ import importlib.util
 import json
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from sparsecc.errors import InvalidModel, InvalidOption, SparseccError, TargetRefused
-from sparsecc.targets.cuda import build
+from sparsecc.errors import InvalidModel, InvalidOption, SparseccError, TargetRefused, TargetUnavailable
+from sparsecc.targets.cuda import build, generate
 from sparsecc.targets.cuda.build import Kernel, build_gemm
 from sparsecc.targets.cuda.config import ARCHES, TILES, WGMMA_TILES, Epilogue, KernelConfig, default_config
 from sparsecc.targets.cuda.nvrtc import compile_source
@@ -175,6 +176,16 @@ def test_equal_kernels_are_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "gemm_source", None)
     monkeypatch.setattr(build, "compile_source", None)
     assert build_gemm(default_config("batch8"), Problem(64, 256), ["sm_80"]).images == first.images
+
+
+@pytest.mark.parametrize("version", ["0.26.0", None])
+def test_another_tvm(version: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    if version is None:
+        monkeypatch.setitem(sys.modules, "tvm", None)
+    else:
+        monkeypatch.setattr("tvm.__version__", version)
+    with pytest.raises(TargetUnavailable, match=r"TVM.*pip install 'sparsecc\[cuda\]'"):
+        generate.gemm_source(default_config("small"), Problem(64, 64), name="kernel")
 
 
 def test_refusals() -> None:

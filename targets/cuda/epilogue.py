@@ -108,9 +108,9 @@ class Finish:
     def quad(self, index: Expr) -> None:
         """Finish the quad ``index`` of the tile."""
         tile, e = self.tile, self.tile.e
-        if self.per_row >= 8:
+        if self.per_row % 8 == 0:
             row, column = e.let(index // self.per_row), e.let(index % self.per_row * QUAD)
-        else:  # eight lanes that read two short rows would have bank conflicts
+        else:  # eight lanes that read the end of a row and the next would have bank conflicts
             row, column = e.let(index % self.rows), e.let(index // self.rows * QUAD)
         m, n = (row, column) if self.nchw else (column, row)
         self.read_sums(m, n)
