@@ -12,6 +12,7 @@ import torch
 
 from sparsecc.targets.cuda.config import KernelConfig
 from sparsecc.targets.cuda.generate import gemm_source, signature
+from sparsecc.targets.cuda.grid import grid
 from sparsecc.targets.cuda.pack import pack
 from sparsecc.targets.cuda.problem import Conv, Problem
 from sparsecc.targets.cuda.tvm_build import Source
@@ -157,10 +158,8 @@ class Case:
         }
 
     def grid(self) -> tuple[int, int, int]:
-        config = self.config
         rows = self.pixels if self.nchw else int(np.prod(self.output_shape[:-1]))
-        across = -(-rows // config.block_n), -(-self.problem.out // config.block_m)
-        return (*across, self.batch if self.nchw else 1)
+        return grid(self.config, self.problem, rows, self.batch if self.nchw else 1)
 
 
 def two_of_four(weight: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

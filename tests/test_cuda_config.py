@@ -50,7 +50,7 @@ WGMMA = {"instruction": "wgmma.sp", "block_m": 64, "warps_m": 4, "warps_n": 1}
         ({"block_m": 256, "block_n": 256}, "accumulators"),
         ({"dtype": "int8", "block_k": 128, "epilogue": Epilogue(bias=True)}, "int32 outputs are raw sums"),
         ({"block_m": 1024, "block_n": 64, "warps_m": 32, "warps_n": 2}, "at most 1024 threads"),
-        ({"layout": "nchw", "block_n": 8, "warps_n": 1}, "block_n must be at least 16"),
+        ({"layout": "nchw", "block_n": 8, "warps_n": 1}, "block_n must be at least 32"),
         ({"instruction": "wmma"}, "instruction must be one of"),
         ({"instruction": "wgmma.sp"}, "four warps for 64 output features"),
         ({**WGMMA, "block_k": 128}, "tiles of 128 bytes of K"),
@@ -105,6 +105,7 @@ def test_sizes() -> None:
     assert [tile_for(n) for n in (1, 9, 33, 100, 300, 4096)] == [
         "batch8", "batch16", "batch32", "small", "medium", "large",
     ]  # fmt: skip
+    assert tile_for(1, 1024) == "narrow8"
 
 
 def test_importing_is_light() -> None:

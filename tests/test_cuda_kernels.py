@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from sparsecc.targets.cuda.config import TILES, WGMMA_TILES, Epilogue, KernelConfig, default_config
+from sparsecc.targets.cuda.config import ELEMENTS, TILES, WGMMA_TILES, Epilogue, KernelConfig, default_config
 from sparsecc.targets.cuda.problem import Conv, Problem
 from tests.cuda_kernels import ACTIVATIONS, Case
 from tests.cuda_sim.simulator import COMPILER
@@ -73,6 +75,14 @@ def test_ragged_rows_and_tokens(out: int, tokens: int) -> None:
     check(Case(default_config("small", epilogue=FULL), Problem(out, 64), tokens=tokens))
 
 
+@pytest.mark.parametrize("tile", ["batch8", "wgmma64"])
+@pytest.mark.parametrize("out", [256, 330])
+def test_groups_of_blocks(tile: str, out: int) -> None:
+    """More tiles of output features than stand together, and a last group that is not full."""
+    config = default_config(tile, epilogue=FULL)
+    check(Case(config, Problem(out * config.block_m // 32, 64), tokens=2 * config.block_n + 1))
+
+
 @pytest.mark.parametrize("stages", [2, 3, 5])
 @pytest.mark.parametrize("tiles", [1, 2, 6])
 def test_pipeline_depths(stages: int, tiles: int) -> None:
@@ -134,6 +144,67 @@ def test_int8_convolution() -> None:
     conv = Conv(16, (3, 3), (1, 1), (1, 1))
     config = default_config("small", "int8", epilogue=DEQUANTISE, out_dtype="fp16")
     check(Case(config, Problem(40, conv.k, conv), batch=2, size=(8, 9)))
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    """Any small configuration that is allowed, with any sizes."""
+    wgmma = draw(st.integers(0, 3)) == 0
+    dtype = draw(st.sampled_from(["fp16", "bf16", "int8", "e5m2"]))
+    element = ELEMENTS[dtype]
+    warps_m = 4 if wgmma else draw(st.sampled_from([1, 2, 3]))
+    warps_n, warps_k = (
+        (1, 1) if wgmma else draw(st.sampled_from([(1, 1), (2, 1), (4, 1), (1, 2), (2, 2), (1, 4)]))
+    )
+    layout = "rows" if wgmma else draw(st.sampled_from(["rows", "rows", "nchw"]))
+    block_n = max(32 if layout == "nchw" else 8, 8 * warps_n * draw(st.sampled_from([1, 2, 4])))
+    config = KernelConfig(
+        block_m=16 * warps_m * (1 if wgmma else draw(st.sampled_from([1, 2]))),
+        block_n=block_n,
+        block_k=128 // element.bytes if wgmma else 64 * warps_k * draw(st.sampled_from([1, 2])),
+        warps_m=warps_m,
+        warps_n=warps_n,
+        warps_k=warps_k,
+        stages=draw(st.integers(3 if wgmma else 2, 5)),
+        dtype=dtype,
+        out_dtype=draw(st.sampled_from([kind for kind in element.outputs if kind != "int32"])),
+        layout=layout,
+        epilogue=draw(
+            st.builds(
+                Epilogue, st.booleans(), st.sampled_from(["none", "relu"]), st.booleans(), st.booleans()
+            )
+        ),
+        instruction="wgmma.sp" if wgmma else "mma.sp",
+    )
+    out, batch, seed = draw(st.integers(1, 200)), draw(st.integers(1, 3)), draw(st.integers(0, 1 << 30))
+    if draw(st.booleans()):
+        pair = st.tuples(st.integers(1, 3), st.integers(1, 3))
+        conv = Conv(
+            draw(st.integers(1, 40)),
+            draw(pair),
+            draw(pair),
+            draw(st.tuples(*[st.integers(0, 2)] * 2)),
+            draw(pair),
+        )
+        return Case(
+            config,
+            Problem(out, conv.k, conv),
+            batch=batch,
+            size=draw(st.tuples(*[st.integers(7, 11)] * 2)),
+            seed=seed,
+        )
+    align = draw(st.sampled_from([1, 2, 4, 8])) if layout == "nchw" else 1
+    tokens = align * draw(st.integers(1, 90 // align))
+    return Case(
+        config, Problem(out, draw(st.integers(1, 400)), None, align), tokens=tokens, batch=batch, seed=seed
+    )
+
+
+@pytest.mark.nightly
+@settings(max_examples=60)
+@given(case=cases())
+def test_random_kernels(case: Case) -> None:
+    check(case)
 
 
 # Error in units of the last place of float32 at the size of the activation's argument.

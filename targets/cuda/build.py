@@ -18,6 +18,7 @@ from typing import Any
 from sparsecc.errors import InvalidModel, InvalidOption, TargetRefused
 from sparsecc.targets.cuda.config import ARCHES, OUTPUT_BYTES, KernelConfig
 from sparsecc.targets.cuda.generate import gemm_source
+from sparsecc.targets.cuda.grid import grid, grid_rule
 from sparsecc.targets.cuda.nvrtc import Compiled, compile_source
 from sparsecc.targets.cuda.problem import Problem
 from sparsecc.targets.cuda.tvm_build import Source
@@ -94,10 +95,8 @@ class Kernel:
         if nchw and pixels % self.problem.pixel_align:
             raise InvalidOption(f"{pixels} pixels are no multiple of pixel_align {self.problem.pixel_align}")
         sizes |= {"tokens": tokens, "pixels": pixels}
-        across = -(-(pixels if nchw else tokens) // config.block_n)
-        down = -(-self.problem.out // config.block_m)
         return Launch(
-            (across, down, batch if nchw else 1),
+            grid(config, self.problem, pixels if nchw else tokens, batch if nchw else 1),
             config.threads,
             config.shared_bytes,
             {name: sizes[name] for name in self.parameters if name in sizes},
@@ -131,7 +130,7 @@ class Kernel:
             "problem": self.problem.as_dict(),
             "threads": self.config.threads,
             "shared_bytes": self.config.shared_bytes,
-            "grid": list(grid_rule(self.config)),
+            "grid": list(grid_rule(self.config, self.problem)),
             "ptx_arch": self.ptx_arch,
             "images": images,
             "source_sha256": hashlib.sha256(self.source.encode()).hexdigest(),
@@ -172,13 +171,6 @@ class Kernel:
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise InvalidModel(f"a kernel manifest is incomplete: {error!r}") from error
-
-
-def grid_rule(config: KernelConfig) -> tuple[str, str, str]:
-    """The grid as formulas in the run-time sizes and ``out``."""
-    rows = "pixels" if config.layout == "nchw" else "tokens"
-    images = "batch" if config.layout == "nchw" else "1"
-    return f"ceil({rows} / {config.block_n})", f"ceil(out / {config.block_m})", images
 
 
 def build_gemm(config: KernelConfig, problem: Problem, arches: Sequence[str] = ("sm_80", "sm_90")) -> Kernel:

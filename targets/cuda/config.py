@@ -173,7 +173,7 @@ class KernelConfig:
             (self.block_n & (self.block_n - 1) != 0, "block_n must be a power of two"),
             (self.block_k & (self.block_k - 1) != 0, "block_k must be a power of two"),
             (self.block_k % (UNIT * self.warps_k) != 0, f"block_k must be a multiple of {UNIT} * warps_k"),
-            (self.layout == "nchw" and self.block_n < 16, "block_n must be at least 16 in layout nchw"),
+            (self.layout == "nchw" and self.block_n < 32, "block_n must be at least 32 in layout nchw"),
             (self.stages < 2, "stages must be at least 2"),
             (self.threads > 1024, "a block has at most 1024 threads"),
             (m * n // 32 > 160, "the accumulators of a warp take more than 160 registers a thread"),
@@ -295,6 +295,7 @@ _TILES: Mapping[str, tuple[int, int, int, int, int, int, int]] = MappingProxyTyp
         "batch32": (64, 32, 2, 2, 1, 2, 3),
         "batch16": (64, 16, 2, 2, 1, 2, 4),
         "batch8": (32, 8, 4, 2, 1, 4, 3),
+        "narrow8": (16, 8, 4, 1, 1, 4, 4),
         "wgmma256": (128, 256, 1, 8, 1, 1, 4),
         "wgmma128": (128, 128, 1, 8, 1, 1, 5),
         "wgmma64": (64, 64, 1, 4, 1, 1, 6),
@@ -337,8 +338,13 @@ def default_config(
     )
 
 
-def tile_for(tokens: int) -> str:
-    """The default tile for a number of tokens; a rule of thumb, not measured on hardware."""
+def tile_for(tokens: int, out: int = 4096) -> str:
+    """The default tile of mma.sp for a number of tokens and of output features.
+
+    A rule of thumb that keeps a hundred multiprocessors busy; not measured on hardware.
+    """
+    if tokens <= 8 and out < 3200:
+        return "narrow8"
     for limit, tile in ((8, "batch8"), (16, "batch16"), (48, "batch32"), (128, "small"), (512, "medium")):
         if tokens <= limit:
             return tile

@@ -94,7 +94,9 @@ class Finish:
         e, config = tile.e, tile.config
         self.tile = tile
         self.nchw = config.layout == "nchw"
-        self.per_row = (config.block_n if self.nchw else config.block_m) // QUAD
+        rows, columns = config.block_n, config.block_m
+        self.rows, columns = (columns, rows) if self.nchw else (rows, columns)
+        self.per_row = columns // QUAD
         self.words = e.registers(QUAD, "uint32", "words")
         self.values = e.registers(QUAD, tile.element.accumulator, "values")
         names = [name for name in ("scale", "bias") if getattr(config.epilogue, name)]
@@ -104,9 +106,12 @@ class Finish:
         self.width = math.gcd(align, QUAD)
 
     def quad(self, index: Expr) -> None:
-        """Finish the quad ``index`` of the tile, rows first."""
+        """Finish the quad ``index`` of the tile."""
         tile, e = self.tile, self.tile.e
-        row, column = e.let(index // self.per_row), e.let(index % self.per_row * QUAD)
+        if self.per_row % 8 == 0:
+            row, column = e.let(index // self.per_row), e.let(index % self.per_row * QUAD)
+        else:  # eight lanes that read the end of a row and the next would have bank conflicts
+            row, column = e.let(index % self.rows), e.let(index // self.rows * QUAD)
         m, n = (row, column) if self.nchw else (column, row)
         self.read_sums(m, n)
         self.read_factors(tile.m0 + m)

@@ -20,7 +20,9 @@ def gemm_source(config: KernelConfig, problem: Problem, *, name: str) -> Source:
     """CUDA source of ``D = activation(scale * (W X) + bias) + residual``."""
 
     def body(e: Emitter, launch: Launch) -> None:
-        _WRITERS[config.instruction](Tile.begin(e, config, problem, launch))
+        tile = Tile.begin(e, config, problem, launch)
+        with e.when(tile.exists):
+            _WRITERS[config.instruction](tile)
 
     return emit(signature(config, problem, name), body, _ARCH[config.instruction])
 

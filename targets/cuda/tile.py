@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from sparsecc.targets.cuda.config import OUTPUT_BYTES, Element, KernelConfig
+from sparsecc.targets.cuda.grid import feature_tiles, group
 from sparsecc.targets.cuda.problem import Problem
 from sparsecc.targets.cuda.tvm_build import Buffer, Emitter, Expr, Launch, Number
 
@@ -48,19 +49,27 @@ class Tile:
 
     @classmethod
     def begin(cls, e: Emitter, config: KernelConfig, problem: Problem, launch: Launch) -> Tile:
-        """Tokens run along grid x, output features along y, images of layout nchw along z."""
+        """Find the thread's place; ``grid`` says which block makes which tile, z counts images."""
         warp = e.let(launch.thread // 32)
         lane = e.let(launch.thread % 32)
         across = config.warps_m * config.warps_n
-        tokens, features, _ = launch.block
+        together = group(config, problem)
+        across_x, groups, _ = launch.block
+        feature_tile = groups * together + across_x % together
         return cls(
             e, config, problem, launch, lane,
             warp_m=e.let(warp % config.warps_m),
             warp_n=e.let(warp % across // config.warps_m),
             warp_k=e.let(warp // across),
-            m0=e.let(features * config.block_m),
-            n0=e.let(tokens * config.block_n),
+            m0=e.let(feature_tile * config.block_m),
+            n0=e.let(across_x // together * config.block_n),
         )  # fmt: skip
+
+    @property
+    def exists(self) -> Expr | None:
+        """Whether the block has a tile at all; None where every block has one."""
+        tiles = feature_tiles(self.config, self.problem)
+        return None if tiles % group(self.config, self.problem) == 0 else self.m0 < self.problem.out
 
     @property
     def element(self) -> Element:

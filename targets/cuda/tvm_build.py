@@ -261,6 +261,11 @@ class _Tvm:
             raise TargetUnavailable(
                 f"generating kernels needs TVM ({error}): pip install 'sparsecc[cuda]'"
             ) from error
+        if tvm.__version__ != PINS["tvm"]:
+            raise TargetUnavailable(
+                f"kernels are generated with TVM {PINS['tvm']}, and {tvm.__version__} is installed: "
+                "pip install 'sparsecc[cuda]'"
+            )
         self._tvm = tvm
         self.builder = tvm.tirx.script.builder
         self.script = tvm.script.tirx
