@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import sparsecc
 from sparsecc.axes import RULES
 from sparsecc.axes.terms import Keep
 from sparsecc.errors import InvalidModel, VerificationFailed
