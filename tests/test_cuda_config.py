@@ -80,7 +80,7 @@ def test_refusals_of_architectures() -> None:
 
 def test_plain_data() -> None:
     epilogue = Epilogue(bias=True, activation="silu", residual=True)
-    config = default_config("batch16", "bf16", epilogue=epilogue, layout="nchw")
+    config = default_config("batch32", "bf16", epilogue=epilogue, layout="nchw")
     assert KernelConfig.from_dict(json.loads(json.dumps(config.as_dict()))) == config
     conv = Conv(5, (3, 3), (2, 1), (1, 0), (1, 2))
     problem = Problem(7, conv.k, conv, 4)

@@ -136,7 +136,7 @@ CONVOLUTIONS = {
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_convolutions(name: str, layout: str) -> None:
     conv = CONVOLUTIONS[name]
-    config = default_config("small", epilogue=FULL, layout=layout)
+    config = KernelConfig(32, 32, 64, 2, 2, 1, 2, layout=layout, epilogue=FULL)
     check(Case(config, Problem(40, conv.k, conv), batch=2, size=(8, 9)))
 
 
