@@ -51,6 +51,7 @@ WGMMA = {"instruction": "wgmma.sp", "block_m": 64, "warps_m": 4, "warps_n": 1}
         ({"dtype": "int8", "block_k": 128, "epilogue": Epilogue(bias=True)}, "int32 outputs are raw sums"),
         ({"block_m": 1024, "block_n": 64, "warps_m": 32, "warps_n": 2}, "at most 1024 threads"),
         ({"layout": "nchw", "block_n": 8, "warps_n": 1}, "block_n must be at least 32"),
+        ({"layout": "nchw", "epilogue": Epilogue(token_scale=True)}, "token_scale is for layout rows"),
         ({"instruction": "wmma"}, "instruction must be one of"),
         ({"instruction": "wgmma.sp"}, "four warps for 64 output features"),
         ({**WGMMA, "block_k": 128}, "tiles of 128 bytes of K"),
