@@ -70,6 +70,8 @@ class Case:
         self.x = self._integers(self._input_shape(), 8)
         self.bias = self._integers((out,), 64).float()
         self.scale = 2.0 ** torch.randint(-3, 3, (out,), generator=self.generator)
+        tokens = self.output_shape[0]
+        self.token_scale = 2.0 ** torch.randint(-3, 3, (tokens,), generator=self.generator)
         self.residual = self._integers(self.output_shape, 64)
 
     def _integers(self, shape: tuple[int, ...], limit: int) -> torch.Tensor:
@@ -110,6 +112,8 @@ class Case:
         per_feature = (lambda v: v.double()[:, None]) if self.nchw else (lambda v: v.double())
         if epilogue.scale:
             y = y * per_feature(self.scale)
+        if epilogue.token_scale:
+            y = y * self.token_scale.double()[:, None]
         if epilogue.bias:
             y = y + per_feature(self.bias)
         y = ACTIVATIONS[epilogue.activation](y)
@@ -138,6 +142,7 @@ class Case:
             "x": as_bytes(self.x.to(DTYPES[config.dtype])),
             "bias": self.bias.numpy(),
             "scale": self.scale.numpy(),
+            "token_scale": self.token_scale.numpy(),
             "residual": as_bytes(self.residual.to(out_dtype)),
         }
         arrays = {name: aligned(array) for name, array in tensors.items()} | {"d": out}

@@ -51,6 +51,7 @@ WGMMA = {"instruction": "wgmma.sp", "block_m": 64, "warps_m": 4, "warps_n": 1}
         ({"dtype": "int8", "block_k": 128, "epilogue": Epilogue(bias=True)}, "int32 outputs are raw sums"),
         ({"block_m": 1024, "block_n": 64, "warps_m": 32, "warps_n": 2}, "at most 1024 threads"),
         ({"layout": "nchw", "block_n": 8, "warps_n": 1}, "block_n must be at least 32"),
+        ({"layout": "nchw", "epilogue": Epilogue(token_scale=True)}, "token_scale is for layout rows"),
         ({"instruction": "wmma"}, "instruction must be one of"),
         ({"instruction": "wgmma.sp"}, "four warps for 64 output features"),
         ({**WGMMA, "block_k": 128}, "tiles of 128 bytes of K"),
@@ -80,7 +81,7 @@ def test_refusals_of_architectures() -> None:
 
 def test_plain_data() -> None:
     epilogue = Epilogue(bias=True, activation="silu", residual=True)
-    config = default_config("batch16", "bf16", epilogue=epilogue, layout="nchw")
+    config = default_config("batch32", "bf16", epilogue=epilogue, layout="nchw")
     assert KernelConfig.from_dict(json.loads(json.dumps(config.as_dict()))) == config
     conv = Conv(5, (3, 3), (2, 1), (1, 0), (1, 2))
     problem = Problem(7, conv.k, conv, 4)

@@ -57,6 +57,14 @@ def test_dtypes(dtype: str, out_dtype: str) -> None:
     check(Case(config, Problem(72, 200), tokens=37))
 
 
+@pytest.mark.parametrize("tile", ["small", "batch8", "wgmma64"])
+def test_dynamic_quantisation(tile: str) -> None:
+    epilogue = Epilogue(scale=True, token_scale=True, bias=True)
+    check(
+        Case(default_config(tile, "int8", epilogue=epilogue, out_dtype="fp32"), Problem(72, 200), tokens=37)
+    )
+
+
 @pytest.mark.parametrize("tile", ["small", "batch8"])
 def test_raw_int32_sums(tile: str) -> None:
     check(Case(default_config(tile, "int8"), Problem(33, 256), tokens=9))
@@ -136,7 +144,7 @@ CONVOLUTIONS = {
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_convolutions(name: str, layout: str) -> None:
     conv = CONVOLUTIONS[name]
-    config = default_config("small", epilogue=FULL, layout=layout)
+    config = KernelConfig(32, 32, 64, 2, 2, 1, 2, layout=layout, epilogue=FULL)
     check(Case(config, Problem(40, conv.k, conv), batch=2, size=(8, 9)))
 
 

@@ -38,6 +38,12 @@ CASES = {
         KernelConfig(64, 32, 64, 2, 2, 1, 3, layout="nchw", epilogue=_EPILOGUE),
         Problem(72, 200, None, 4),
     ),
+    "quantised": (
+        KernelConfig(
+            64, 32, 128, 2, 2, 1, 3, "int8", "fp32", epilogue=Epilogue(scale=True, token_scale=True)
+        ),
+        Problem(72, 360),
+    ),
     "wgmma": (KernelConfig(64, 32, 64, 4, 1, 1, 4, instruction="wgmma.sp"), Problem(72, 424)),
     "gather": (KernelConfig(64, 32, 64, 2, 2, 1, 3, epilogue=_EPILOGUE), Problem(72, 363)),
 }
@@ -224,6 +230,9 @@ MUTATIONS = {
     "no guard along K": Mutation("bounds", patch=wrap(Rows, "place", without_k_guard)),
     "bias of another feature": Mutation("wrong", nth(r"&\(bias_ptr\[", "&(bias_ptr[16 + ")),
     "residual of other features": Mutation("wrong", nth(r"&\(residual_ptr\[", "&(residual_ptr[8 + ")),
+    "scale of the next token": Mutation(
+        "wrong", nth(r"&\(token_scale_ptr\[", "&(token_scale_ptr[4 + "), case="quantised"
+    ),
     "no activation": Mutation("wrong", patch=no_activation),
     "no swizzle": Mutation("bank-conflict", patch=no_swizzle),
     "swizzle of reads only": Mutation("wrong", patch=swizzle_of_reads_only),

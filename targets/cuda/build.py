@@ -60,7 +60,7 @@ class Kernel:
 
         weight, metadata   as ``pack`` gives them             x    activations
         scale, bias        float32 [out]                      d    output
-        residual           like the output
+        token_scale        float32 [tokens]                   residual   like the output
 
     and int32 sizes, which ``launch`` computes.  ``ptx`` is for ``ptx_arch`` and whatever comes after it.
     """
@@ -214,7 +214,7 @@ def kernel_name(config: KernelConfig, problem: Problem) -> str:
     parts = [family, config.dtype, config.layout, config.tile_name, f"{problem.out}x{problem.k}"]
     if config.out_dtype != config.element.outputs[0]:
         parts.append(f"to_{config.out_dtype}")
-    parts += [name for name in ("scale", "bias", "residual") if getattr(epilogue, name)]
+    parts += [name for name in ("scale", "token_scale", "bias", "residual") if getattr(epilogue, name)]
     if epilogue.activation != "none":
         parts.append(epilogue.activation)
     if problem.pixel_align != 1:

@@ -105,12 +105,14 @@ class Epilogue:
 
     ``scale`` multiplies by a float32 [out] (dequantisation of 8-bit elements), ``bias`` adds a float32 [out],
     ``activation`` is one of ``ACTIVATIONS``, ``residual`` adds a tensor of the output's shape and type.
+    ``token_scale`` multiplies by a float32 [tokens] after ``scale`` (activations quantised token by token).
     """
 
     bias: bool = False
     activation: str = "none"
     residual: bool = False
     scale: bool = False
+    token_scale: bool = False
 
     def __post_init__(self) -> None:
         if self.activation not in ACTIVATIONS:
@@ -174,6 +176,7 @@ class KernelConfig:
             (self.block_k & (self.block_k - 1) != 0, "block_k must be a power of two"),
             (self.block_k % (UNIT * self.warps_k) != 0, f"block_k must be a multiple of {UNIT} * warps_k"),
             (self.layout == "nchw" and self.block_n < 32, "block_n must be at least 32 in layout nchw"),
+            (self.epilogue.token_scale and self.layout != "rows", "token_scale is for layout rows"),
             (self.stages < 2, "stages must be at least 2"),
             (self.threads > 1024, "a block has at most 1024 threads"),
             (m * n // 32 > 160, "the accumulators of a warp take more than 160 registers a thread"),

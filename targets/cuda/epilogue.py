@@ -101,6 +101,7 @@ class Finish:
         self.values = e.registers(QUAD, tile.element.accumulator, "values")
         names = [name for name in ("scale", "bias") if getattr(config.epilogue, name)]
         self.factors = {name: e.registers(QUAD, "float32", f"{name}_of") for name in names}
+        self.token_scale = e.registers(1, "float32", "scale_of_token")
         self.residual = e.registers(QUAD, f"uint{8 * tile.out_bytes}", "added")
         align = tile.problem.pixel_align if self.nchw else tile.problem.out
         self.width = math.gcd(align, QUAD)
@@ -115,6 +116,8 @@ class Finish:
         m, n = (row, column) if self.nchw else (column, row)
         self.read_sums(m, n)
         self.read_factors(tile.m0 + m)
+        if tile.config.epilogue.token_scale:
+            self.read_token_scale(tile.n0 + n)
         parts = [self.part(tile.m0 + m, tile.n0 + n, start) for start in range(0, QUAD, self.width)]
         if tile.config.epilogue.residual:
             for start, (offset, inside) in zip(range(0, QUAD, self.width), parts, strict=True):
@@ -164,6 +167,13 @@ class Finish:
                 feature = m + i if whole else e.minimum(m + i, out - 1)
                 e.ptx("ld.global.nc.f32", registers[i], tensor.at(e.wide(feature) * e.wide(4)))
 
+    def read_token_scale(self, n: Expr) -> None:
+        """The factor of the quad's token; past the last token the last one's, for nothing."""
+        e, launch = self.tile.e, self.tile.launch
+        token = e.minimum(n, launch.scalars["tokens"] - 1)
+        address = launch.tensors["token_scale"].at(e.wide(token) * e.wide(4))
+        e.ptx("ld.global.nc.f32", self.token_scale[0], address)
+
     def read_residual(self, start: int, offset: Expr, inside: Expr) -> None:
         tile, e = self.tile, self.tile.e
         for i in range(start, start + self.width):
@@ -181,6 +191,8 @@ class Finish:
             place = 0 if self.nchw else i
             if config.epilogue.scale:
                 value = value * self.factors["scale"][place]
+            if config.epilogue.token_scale:
+                value = value * self.token_scale[0]
             if config.epilogue.bias:
                 value = value + self.factors["bias"][place]
             value = _ACTIVATIONS[config.epilogue.activation](e, value)

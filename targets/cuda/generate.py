@@ -30,7 +30,7 @@ def gemm_source(config: KernelConfig, problem: Problem, *, name: str) -> Source:
 def signature(config: KernelConfig, problem: Problem, name: str) -> Signature:
     """The kernel's parameters: tensors by address, then int32 sizes."""
     epilogue = config.epilogue
-    optional = {"scale": epilogue.scale, "bias": epilogue.bias, "residual": epilogue.residual}
-    tensors = ["weight", "metadata", "x", "d", *(tensor for tensor, used in optional.items() if used)]
+    optional = [name for name in ("scale", "token_scale", "bias", "residual") if getattr(epilogue, name)]
+    tensors = ["weight", "metadata", "x", "d", *optional]
     scalars = source_type(config, problem).scalars
     return Signature(name, tensors, scalars, config.threads, config.shared_bytes)
