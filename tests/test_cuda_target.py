@@ -470,7 +470,7 @@ def test_unknown_options_are_refused() -> None:
 
 def kernel(tile: str = "large", images: tuple[str, ...] = ("sm_80",), ptx_arch: str = "sm_80") -> Kernel:
     config = default_config(tile, epilogue=Epilogue(bias=True))
-    found = {arch: Image(arch, arch.encode(), 1, 0, 0) for arch in images}
+    found = {arch: Image(arch, arch.encode(), 1, 0, 0, False) for arch in images}
     parameters = ("weight", "metadata", "x", "d", "bias", "tokens")
     return Kernel(config, Problem(64, 64), f"k_{tile}", parameters, "", "ptx", ptx_arch, found)
 
@@ -501,6 +501,20 @@ def test_few_rows_get_small_tiles() -> None:
     assert [chosen(kernels, rows).entry for rows in (1, 8, 16, 4096)] == [
         "k_batch8", "k_batch8", "k_batch16", "k_large",
     ]  # fmt: skip
+
+
+def test_hopper_prefers_its_warpgroups() -> None:
+    kernels = [kernel("large"), kernel("wgmma128"), kernel("batch16")]
+    assert [chosen(kernels, rows).entry for rows in (16, 4096)] == ["k_batch16", "k_wgmma128"]
+
+
+def test_hopper_artifacts_hold_both_families() -> None:
+    pytest.importorskip("tvm")
+    model, x = Block().eval(), torch.randn(300, 5, 32)
+    compiled = sparsecc.compile(model, (x,), target="sm90", options=ALWAYS)
+    assert compiled.certificate.status == "VERIFIED"
+    cubins = {name.split(".")[-2] for name in compiled.artifact.members if name.endswith(".cubin")}
+    assert cubins == {"sm_90", "sm_90a"}
 
 
 def test_sizes_of_a_launch() -> None:

@@ -28,7 +28,7 @@ class TorchExecutor(Executor):
         self.signature = artifact.signature
         self.layers = layers_of(artifact)
         self.rounds = {entry["product"]: DTYPES[entry["dtype"]] for entry in self.layers if entry["sparse"]}
-        self.device = device_for(artifact)
+        self.device = device_for(artifact, self.layers)
         if self.device.type == "cuda":
             load_kernels(artifact, self.device)
         self._folder = tempfile.TemporaryDirectory(prefix="sparsecc-")  # weights are read from it when needed

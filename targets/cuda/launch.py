@@ -15,7 +15,7 @@ import torch
 from sparsecc.artifact import Artifact
 from sparsecc.errors import InvalidModel, TargetUnavailable
 from sparsecc.targets.cuda.build import Kernel
-from sparsecc.targets.cuda.config import tile_for
+from sparsecc.targets.cuda.config import default_config, tile_for
 from sparsecc.targets.cuda.driver import driver
 from sparsecc.targets.cuda.operator import DTYPES, Operands
 
@@ -47,14 +47,16 @@ def kernels_of(artifact: Artifact) -> dict[str, Kernel]:
     return {n: Kernel.load(m, files) for n, m in zip(names, manifests, strict=True)}
 
 
-def device_for(artifact: Artifact) -> torch.device:
-    """The current GPU where the artifact has kernels and all of them can run on it, else the CPU."""
+def device_for(artifact: Artifact, layers: Sequence[Mapping[str, Any]]) -> torch.device:
+    """The current GPU where it runs a kernel of every sparse layer, else the CPU."""
     kernels = kernels_of(artifact)
-    if not kernels or not torch.cuda.is_available():
+    if not torch.cuda.is_available():
         return torch.device("cpu")
     index = torch.cuda.current_device()
-    major, minor = torch.cuda.get_device_capability(index)
-    fits = all(image_for(kernel, major, minor) is not None for kernel in kernels.values())
+    here = torch.cuda.get_device_capability(index)
+    runs = {name for name, kernel in kernels.items() if image_for(kernel, *here) is not None}
+    sparse = [layer["kernels"] for layer in layers if layer["sparse"]]
+    fits = bool(sparse) and all(runs.intersection(names) for names in sparse)
     return torch.device("cuda", index) if fits else torch.device("cpu")
 
 
@@ -87,22 +89,24 @@ def load_kernels(artifact: Artifact, device: torch.device) -> None:
         for name, kernel in kernels_of(artifact).items():
             image = image_for(kernel, major, minor)
             if image is None:
-                raise TargetUnavailable(f"kernel {name} has no code for compute capability {major}.{minor}")
+                continue  # another kernel of the layer has code for this GPU
             function = driver().function(image, kernel.entry, kernel.config.shared_bytes)
             assert device.index is not None
             _loaded[device.index, name] = Loaded(kernel, function)
 
 
 def chosen(kernels: Sequence[Kernel], rows: int) -> Kernel:
-    """The kernel whose tile is made for ``rows``, or else the one with the nearest tokens a block."""
-    wanted = _tokens_a_block(tile_for(rows))
-    return min(kernels, key=lambda kernel: (abs(kernel.config.block_n - wanted), kernel.entry))
+    """The kernel whose tile is made for ``rows``, or else the one with the nearest tokens a block.
 
+    Of two with as many tokens the one for warpgroups comes first.
+    """
+    wanted = default_config(tile_for(rows)).block_n
 
-def _tokens_a_block(tile: str) -> int:
-    from sparsecc.targets.cuda.config import default_config
+    def rank(kernel: Kernel) -> tuple[int, bool, str]:
+        config = kernel.config
+        return abs(config.block_n - wanted), config.instruction != "wgmma.sp", kernel.entry
 
-    return default_config(tile).block_n
+    return min(kernels, key=rank)
 
 
 def launched(given: Operands, shape: Sequence[int]) -> torch.Tensor:

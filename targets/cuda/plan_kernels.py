@@ -23,6 +23,11 @@ _OUTPUTS = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"
 _FEW, _MANY = 16, 4096
 """Rows beside those of the representative sizes that a layer of varying size gets tiles for."""
 
+_WARPGROUP = {"large": "wgmma128", "medium": "wgmma64"}
+"""What Hopper gets beside a tile: one for warpgroups, of the same number of tokens."""
+_FEWEST_PIXELS = 17
+"""Kernels for images have no tiles for fewer pixels than this."""
+
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
@@ -30,6 +35,7 @@ class Wanted:
 
     config: KernelConfig
     problem: Problem
+    arches: tuple[str, ...]
 
 
 def element_of(layer: Layer, asked: str | None) -> str:
@@ -40,18 +46,25 @@ def element_of(layer: Layer, asked: str | None) -> str:
 def wanted(layer: Layer, asked: str | None, arch: str, *, varies: bool) -> Iterator[Wanted]:
     """The kernels for a layer: the tile for its rows, and where these vary those for few and many."""
     dtype = element_of(layer, asked)
-    rows = layer.rows if layer.conv is None else max(1, layer.rows)
-    tiles = dict.fromkeys(tile_for(n) for n in ((rows, _FEW, _MANY) if varies else (rows,)))
+    counts = (layer.rows, _FEW, _MANY) if varies else (layer.rows,)
+    least = 1 if layer.conv is None else _FEWEST_PIXELS
+    tiles = dict.fromkeys(tile_for(max(n, least)) for n in counts)
     problem = Problem(layer.out, layer.k, conv=layer.conv)
     for tile in tiles:
-        config = default_config(
-            tile,
-            dtype,
-            epilogue=layer.epilogue,
-            out_dtype=_OUTPUTS[layer.matrix.dtype],
-            layout="rows" if layer.conv is None else "nchw",
-        )
-        yield Wanted(_fitting(config, arch), problem)
+        config = _made(tile, layer, dtype)
+        yield Wanted(_fitting(config, arch), problem, IMAGES[arch])
+        if arch == "sm90" and tile in _WARPGROUP and layer.conv is None:
+            yield Wanted(_made(_WARPGROUP[tile], layer, dtype), problem, ("sm_90a",))
+
+
+def _made(tile: str, layer: Layer, dtype: str) -> KernelConfig:
+    return default_config(
+        tile,
+        dtype,
+        epilogue=layer.epilogue,
+        out_dtype=_OUTPUTS[layer.matrix.dtype],
+        layout="rows" if layer.conv is None else "nchw",
+    )
 
 
 def _fitting(config: KernelConfig, arch: str) -> KernelConfig:

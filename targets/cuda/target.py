@@ -93,10 +93,10 @@ class _Cuda(Target):
 
     def _kernels(self, layer: Layer, spec: TargetSpec, *, varies: bool) -> list[Kernel]:
         from sparsecc.targets.cuda.build import build_gemm
-        from sparsecc.targets.cuda.plan_kernels import IMAGES, wanted
+        from sparsecc.targets.cuda.plan_kernels import wanted
 
         return [
-            build_gemm(one.config, one.problem, IMAGES[self.name])
+            build_gemm(one.config, one.problem, one.arches)
             for one in wanted(layer, spec.dtype, self.name, varies=varies)
         ]
 
