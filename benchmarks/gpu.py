@@ -91,13 +91,14 @@ def ours(weight: Tensor, x: Tensor, dtype: str) -> Iterator[tuple[str, Callable[
     """A function for every tile that this GPU can run."""
     from sparsecc.errors import TargetRefused
     from sparsecc.targets.cuda import TILES, Problem, build_gemm, default_config, pack
+    from sparsecc.targets.cuda.config import WGMMA_TILES
     from sparsecc.targets.cuda.driver import driver
-    from sparsecc.targets.cuda.launch import image_for
+    from sparsecc.targets.cuda.launch import image_for, start
 
     major, minor = torch.cuda.get_device_capability()
     packed = pack(weight.cpu())
     values, metadata = (torch.from_numpy(a).cuda() for a in (packed.values, packed.metadata))
-    for tile in TILES:
+    for tile in (*TILES, *WGMMA_TILES):
         config = default_config(tile, dtype)
         try:
             arch = f"sm_{major}{minor}" + ("a" if config.instruction == "wgmma.sp" else "")
@@ -111,15 +112,7 @@ def ours(weight: Tensor, x: Tensor, dtype: str) -> Iterator[tuple[str, Callable[
 
         def run(launch=launch, function=function, kernel=kernel) -> Tensor:  # type: ignore[no-untyped-def]
             y = torch.empty(len(x), len(weight), device="cuda", dtype=x.dtype)
-            driver().launch(
-                function,
-                launch.grid,
-                launch.block,
-                launch.shared_bytes,
-                torch.cuda.current_stream().cuda_stream,
-                [tensor.data_ptr() for tensor in (values, metadata, x, y)],
-                [launch.scalars[name] for name in kernel.parameters if name in launch.scalars],
-            )
+            start(function, kernel, launch, {"weight": values, "metadata": metadata, "x": x, "d": y})
             return y
 
         yield tile, run

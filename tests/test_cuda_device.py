@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 import sparsecc
 from sparsecc.targets.cuda.build import Kernel, build_gemm
-from sparsecc.targets.cuda.config import ARCHES, TILES, Epilogue, default_config
+from sparsecc.targets.cuda.config import ARCHES, TILES, WGMMA_TILES, Epilogue, default_config
 from sparsecc.targets.cuda.driver import driver
-from sparsecc.targets.cuda.launch import image_for
+from sparsecc.targets.cuda.launch import image_for, start
 from sparsecc.targets.cuda.pack import pack
 from sparsecc.targets.cuda.problem import Conv, Problem
 from tests.cuda_kernels import DTYPES, Case
@@ -61,10 +61,7 @@ def launched(kernel: Kernel, case: Case) -> torch.Tensor:
         launch = kernel.launch(batch=case.batch, pixels=case.tokens)
     else:
         launch = kernel.launch(tokens=case.tokens)
-    addresses = [there[name].data_ptr() for name in kernel.parameters if name in there]
-    sizes = [launch.scalars[name] for name in kernel.parameters if name not in there]
-    stream = torch.cuda.current_stream().cuda_stream
-    driver().launch(function, launch.grid, launch.block, launch.shared_bytes, stream, addresses, sizes)
+    start(function, kernel, launch, there)
     torch.cuda.synchronize()
     result: torch.Tensor = there["d"].cpu()
     return result
@@ -78,7 +75,7 @@ EPILOGUES = (
 
 
 @pytest.mark.parametrize("dtype", ["fp16", "bf16", "int8", "e4m3", "e5m2"])
-@pytest.mark.parametrize("tile", TILES)
+@pytest.mark.parametrize("tile", [*TILES, *WGMMA_TILES])
 @pytest.mark.parametrize("epilogue", EPILOGUES, ids=str)
 def test_every_family_is_exact_on_integers(dtype: str, tile: str, epilogue: Epilogue) -> None:
     out_dtype = "fp32" if dtype == "int8" and not epilogue.empty else ""

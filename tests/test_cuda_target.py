@@ -7,6 +7,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from sparsecc.targets.cuda.build import Image, Kernel
 from sparsecc.targets.cuda.choice import CURVES, choose
 from sparsecc.targets.cuda.config import Epilogue, default_config
 from sparsecc.targets.cuda.driver import Driver
-from sparsecc.targets.cuda.launch import chosen, image_for, run_time_sizes
+from sparsecc.targets.cuda.launch import cells, chosen, image_for, run_time_sizes
 from sparsecc.targets.cuda.layers import find_layers
 from sparsecc.targets.cuda.operator import Operands, output_shape
 from sparsecc.targets.cuda.pack import pack
@@ -517,6 +518,15 @@ def test_hopper_artifacts_hold_both_families() -> None:
     assert cubins == {"sm_90", "sm_90a"}
 
 
+def test_arguments_come_in_the_kernels_own_order() -> None:
+    tensors = {name: torch.zeros(1) for name in ("weight", "metadata", "x", "d", "bias", "unused")}
+    one = replace(kernel(), parameters=("bias", "tokens", "d", "metadata", "weight", "x"))
+    found = cells(one, one.launch(tokens=7), tensors)
+    assert found[1].value == 7
+    names = ("bias", "d", "metadata", "weight", "x")
+    assert [c.value for c in (found[0], *found[2:])] == [tensors[name].data_ptr() for name in names]
+
+
 def test_sizes_of_a_launch() -> None:
     assert run_time_sizes(operands(), [3, 5, 24]) == ({"tokens": 15}, 15)
     given = operands(conv=Conv(8, (3, 3), padding=(1, 1)))
@@ -565,14 +575,15 @@ def test_the_driver_is_called_as_its_header_says(tmp_path: Path) -> None:
     loaded = ctypes.CDLL(str(library))
     driver = Driver(loaded)
     function = driver.function(b"image", "entry", 70_000)
-    driver.launch(function, (3, 4, 5), 128, 70_000, 0x33, [0x7F00_0000_1230, None], [-7])
+    given = [ctypes.c_void_p(0x7F00_0000_1230), ctypes.c_void_p(None), ctypes.c_int32(-7)]
+    driver.launch(function, (3, 4, 5), 128, 70_000, 0x33, given)
     loaded.recorded.restype = ctypes.POINTER(ctypes.c_uint64)
     seen = loaded.recorded()[:16]
     assert seen[:3] == [0x22, 8, 70_000]
     assert seen[3:12] == [0x22, 3, 4, 5, 128, 1, 1, 70_000, 0x33]
     assert seen[12:] == [0x7F00_0000_1230, 0, 2**64 - 7, 0]
     with pytest.raises(SparseccError, match="cuLaunchKernel failed with CUDA error 700: an illegal memory"):
-        driver.launch(function, (99, 1, 1), 32, 0, 0, [0, 0], [1])
+        driver.launch(function, (99, 1, 1), 32, 0, 0, given)
     with pytest.raises(SparseccError, match="cuModuleLoadData failed with CUDA error 200"):
         driver.function(b"other", "entry", 0)
 

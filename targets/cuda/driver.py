@@ -66,13 +66,10 @@ class Driver:
         block: int,
         shared_bytes: int,
         stream: int,
-        arguments: Sequence[int | None],
-        sizes: Sequence[int],
+        cells: Sequence[Any],
     ) -> None:
-        """Launch on a stream with addresses ``arguments`` and then int32 ``sizes``."""
-        cells: list[Any] = [ctypes.c_void_p(address) for address in arguments]
-        cells += [ctypes.c_int32(size) for size in sizes]
-        pointers = (ctypes.c_void_p * len(cells))(*(ctypes.addressof(cell) for cell in cells))
+        """Launch on a stream with the arguments in ``cells``: C values in the order of the kernel."""
+        pointers = (ctypes.c_void_p * len(cells))(*map(ctypes.addressof, cells))
         self._call("cuLaunchKernel", function, *grid, block, 1, 1, shared_bytes, stream, pointers, None)
 
 

@@ -5,6 +5,7 @@ Not measured on hardware.
 
 from __future__ import annotations
 
+import ctypes
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ import torch
 
 from sparsecc.artifact import Artifact
 from sparsecc.errors import InvalidModel, TargetUnavailable
-from sparsecc.targets.cuda.build import Kernel
+from sparsecc.targets.cuda.build import Kernel, Launch
 from sparsecc.targets.cuda.config import default_config, tile_for
 from sparsecc.targets.cuda.driver import driver
 from sparsecc.targets.cuda.operator import DTYPES, Operands
@@ -134,13 +135,34 @@ def launched(given: Operands, shape: Sequence[int]) -> torch.Tensor:
         "bias": given.bias,
         "residual": residual,
     }
-    addresses = [tensors[name].data_ptr() for name in kernel.parameters if name in tensors]
-    numbers = [launch.scalars[name] for name in kernel.parameters if name not in tensors]
     with torch.cuda.device(given.x.device):
-        stream = torch.cuda.current_stream().cuda_stream
-        function = by_name[kernel.entry].function
-        driver().launch(function, launch.grid, launch.block, launch.shared_bytes, stream, addresses, numbers)
+        start(by_name[kernel.entry].function, kernel, launch, tensors)
     return result.to(given.x.dtype)
+
+
+def start(function: int, kernel: Kernel, launch: Launch, tensors: Mapping[str, torch.Tensor | None]) -> None:
+    """Launch a kernel on the current device and stream, with ``tensors`` by the names of its parameters."""
+    driver().launch(
+        function,
+        launch.grid,
+        launch.block,
+        launch.shared_bytes,
+        torch.cuda.current_stream().cuda_stream,
+        cells(kernel, launch, tensors),
+    )
+
+
+def cells(kernel: Kernel, launch: Launch, tensors: Mapping[str, torch.Tensor | None]) -> list[Any]:
+    """The kernel's arguments in its order: int32 sizes, addresses of tensors."""
+    found: list[Any] = []
+    for name in kernel.parameters:
+        if name in launch.scalars:
+            found.append(ctypes.c_int32(launch.scalars[name]))
+        else:
+            tensor = tensors[name]
+            assert tensor is not None, name
+            found.append(ctypes.c_void_p(tensor.data_ptr()))
+    return found
 
 
 def run_time_sizes(given: Operands, shape: Sequence[int]) -> tuple[dict[str, int], int]:

@@ -48,7 +48,7 @@ def wanted(layer: Layer, asked: str | None, arch: str, *, varies: bool) -> Itera
     dtype = element_of(layer, asked)
     counts = (layer.rows, _FEW, _MANY) if varies else (layer.rows,)
     least = 1 if layer.conv is None else _FEWEST_PIXELS
-    tiles = dict.fromkeys(tile_for(max(n, least)) for n in counts)
+    tiles = dict.fromkeys(tile_for(max(n, least), layer.out) for n in counts)
     problem = Problem(layer.out, layer.k, conv=layer.conv)
     for tile in tiles:
         config = _made(tile, layer, dtype)
