@@ -11,9 +11,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 from sparsecc.errors import InvalidModel, InvalidOption, TargetRefused
@@ -191,8 +190,7 @@ def build_gemm(config: KernelConfig, problem: Problem, arches: Sequence[str] = (
             f"kernel {config.tile_name} ({config.dtype}) cannot run on " + "; ".join(refusals)
         )
     source = source_for(config, problem)
-    with ThreadPoolExecutor() as pool:
-        compiled = list(pool.map(partial(_compiled, source.text), ordered))
+    compiled = [_compiled(source.text, arch) for arch in ordered]
     images = {
         done.arch: Image(done.arch, done.cubin, done.registers, done.spills, done.stack, done.serialized)
         for done in compiled
