@@ -36,9 +36,11 @@ from sparsecc.targets.cuda.launch import cells, chosen, image_for, run_time_size
 from sparsecc.targets.cuda.layers import find_layers
 from sparsecc.targets.cuda.operator import Operands, output_shape
 from sparsecc.targets.cuda.pack import pack
+from sparsecc.targets.cuda.plan_kernels import wanted
 from sparsecc.targets.cuda.problem import Conv, Problem
 from sparsecc.targets.cuda.reference import DOMAIN, KIND
 from sparsecc.targets.cuda.rewrite import rewritten
+from sparsecc.targets.cuda.tune import Table, Times, remembered
 
 ALWAYS = {"choose": "always"}
 
@@ -263,8 +265,39 @@ def test_small_layers_stay_dense_unless_asked_for() -> None:
     (layer,) = find_layers(file := one_layer("MatMul", np.zeros((64, 64)), [16, 64]), infer(file))
     assert not choose(layer, "sm90", "modelled").sparse
     assert choose(layer, "sm90", "always").sparse
-    with pytest.raises(InvalidOption, match="modelled, always"):
+    with pytest.raises(InvalidOption, match="modelled, measured, always"):
         choose(layer, "sm90", "fastest")
+
+
+def test_measured_times_decide_and_are_remembered(tmp_path: Path) -> None:
+    (layer,) = find_layers(file := one_layer("MatMul", np.zeros((64, 64)), [16, 64]), infer(file))
+    asked: list[str] = []
+
+    def measure(layer: Any, dtype: str) -> Times:
+        asked.append(dtype)
+        return Times(10.0, {"small": 8.0, "batch16": 4.0})
+
+    path = tmp_path / "deep" / "tuned.json"
+    choice = choose(layer, "sm90", "measured", "bf16", remembered(Table(path, "a GPU"), measure))
+    assert (choice.sparse, choice.expected, choice.tile) == (True, 2.5, "batch16")
+    assert "2.50x measured" in str(choice)
+    again = choose(layer, "sm90", "measured", "bf16", remembered(Table(path, "a GPU"), None))
+    assert again == choice
+    other = choose(layer, "sm90", "measured", "bf16", remembered(Table(path, "another"), None))
+    assert not other.sparse
+    assert other.why.startswith("not measured here; 0.60x expected")
+    assert asked == ["bf16"]
+    slow = choose(layer, "sm90", "measured", "fp16", lambda *_: Times(3.0, {"small": 4.0}))
+    assert not slow.sparse
+    path.write_text("[1")
+    with pytest.raises(InvalidModel, match="remove it"):
+        Table(path, "a GPU")
+
+
+def test_a_measured_tile_is_the_one_that_is_built() -> None:
+    (layer,) = find_layers(file := one_layer("MatMul", np.zeros((64, 64)), [16, 64]), infer(file))
+    found = list(wanted(layer, None, "sm90", varies=False, best="wgmma64"))
+    assert [(one.config.instruction, one.arches) for one in found] == [("wgmma.sp", ("sm_90a",))]
 
 
 # -- the operator -------------------------------------------------------------------------------------

@@ -16,8 +16,9 @@ import numpy as np
 
 from sparsecc.errors import InvalidOption
 from sparsecc.targets.cuda.layers import Layer
+from sparsecc.targets.cuda.tune import Meter, Times
 
-CHOICES = ("modelled", "always")
+CHOICES = ("modelled", "measured", "always")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ CURVES: Mapping[str, Curve] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What was chosen for a layer and why; ``expected`` is the modelled speed-up, 0 without one."""
+    """What was chosen for a layer and why; ``expected`` is the speed-up, 0 where none is known."""
 
     layer: str
     weight: str
@@ -62,28 +63,39 @@ class Choice:
     sparse: bool
     expected: float
     why: str
+    tile: str = ""
 
     def __str__(self) -> str:
         size = f"{self.weight} [{self.out} x {self.k}], {self.rows} rows"
         return f"{size}: {'2:4' if self.sparse else 'dense'}, {self.why}"
 
 
-def choose(layer: Layer, arch: str, how: str) -> Choice:
-    """Sparse or dense for one layer; ``how`` is ``modelled`` or ``always`` (wherever it is possible).
+def choose(layer: Layer, arch: str, how: str, dtype: str = "fp16", measure: Meter | None = None) -> Choice:
+    """Sparse or dense for one layer.
 
-    Raises ``InvalidOption`` for another word.
+    ``how`` is ``modelled``, ``always`` (wherever it is possible), or ``measured``: by ``measure``, and
+    modelled where that has no times.  Raises ``InvalidOption`` for another word.
     """
     if how not in CHOICES:
         raise InvalidOption(f"choose must be one of {', '.join(CHOICES)}; got {how!r}")
 
-    def made(sparse: bool, expected: float, why: str) -> Choice:
-        return Choice(layer.name, layer.weight, layer.out, layer.k, layer.rows, sparse, expected, why)
+    def made(sparse: bool, expected: float, why: str, tile: str = "") -> Choice:
+        size = (layer.out, layer.k, layer.rows)
+        return Choice(layer.name, layer.weight, *size, sparse, expected, why, tile)
 
     if layer.refusal:
         return made(False, 0.0, layer.refusal)
     if how == "always":
         return made(True, 0.0, "asked for wherever it is possible")
+    times = measure(layer, dtype) if how == "measured" and measure is not None else None
+    if times is not None:
+        why = f"{times.ratio:.2f}x measured: {times.dense:.1f} us dense, {_best(times)}"
+        return made(times.ratio > 1.0, times.ratio, why, times.best)
     curve = CURVES[arch]
     expected = curve.at(layer.flops)
     why = f"{expected:.2f}x expected at {layer.flops / 1e9:.3g} GFLOP (cuSPARSELt on {curve.gpu})"
-    return made(expected > 1.0, expected, why)
+    return made(expected > 1.0, expected, ("not measured here; " if how == "measured" else "") + why)
+
+
+def _best(times: Times) -> str:
+    return f"{times.tiles[times.best]:.1f} us with tile {times.best}" if times.tiles else "no kernel fits"

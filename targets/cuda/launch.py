@@ -83,17 +83,20 @@ def image_for(kernel: Kernel, major: int, minor: int) -> bytes | None:
 
 def load_kernels(artifact: Artifact, device: torch.device) -> None:
     """Put the artifact's kernels into the memory of ``device``."""
-    torch.cuda.init()
-    major, minor = torch.cuda.get_device_capability(device)
+    for kernel in kernels_of(artifact).values():
+        load(kernel, device)
+
+
+def load(kernel: Kernel, device: torch.device) -> None:
+    """Put a kernel into the memory of ``device``, if it has code for it."""
+    image = image_for(kernel, *torch.cuda.get_device_capability(device))
+    if image is None:
+        return  # another kernel of the layer has code for this GPU
+    assert device.index is not None
     with torch.cuda.device(device):
         torch.empty(1, device=device)  # makes the context that the driver's calls need
-        for name, kernel in kernels_of(artifact).items():
-            image = image_for(kernel, major, minor)
-            if image is None:
-                continue  # another kernel of the layer has code for this GPU
-            function = driver().function(image, kernel.entry, kernel.config.shared_bytes)
-            assert device.index is not None
-            _loaded[device.index, name] = Loaded(kernel, function)
+        function = driver().function(image, kernel.entry, kernel.config.shared_bytes)
+    _loaded[device.index, kernel.entry] = Loaded(kernel, function)
 
 
 def chosen(kernels: Sequence[Kernel], rows: int) -> Kernel:

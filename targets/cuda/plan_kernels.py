@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from sparsecc.errors import InvalidOption
 from sparsecc.targets.cuda.config import ARCHES, KernelConfig, default_config, tile_for
 from sparsecc.targets.cuda.layers import Layer
 from sparsecc.targets.cuda.problem import Problem
@@ -43,28 +44,43 @@ def element_of(layer: Layer, asked: str | None) -> str:
     return asked or ("bf16" if layer.matrix.dtype == torch.bfloat16 else "fp16")
 
 
-def wanted(layer: Layer, asked: str | None, arch: str, *, varies: bool) -> Iterator[Wanted]:
-    """The kernels for a layer: the tile for its rows, and where these vary those for few and many."""
+def wanted(layer: Layer, asked: str | None, arch: str, *, varies: bool, best: str = "") -> Iterator[Wanted]:
+    """The kernels for a layer: the tile for its rows, and where these vary those for few and many.
+
+    ``best`` is the tile that was measured to be the fastest for the layer's rows.
+    """
     dtype = element_of(layer, asked)
-    counts = (layer.rows, _FEW, _MANY) if varies else (layer.rows,)
     least = 1 if layer.conv is None else _FEWEST_PIXELS
-    tiles = dict.fromkeys(tile_for(max(n, least), layer.out) for n in counts)
+    counts = (layer.rows, _FEW, _MANY) if varies else (layer.rows,)
+    tiles = [tile_for(max(n, least), layer.out) for n in counts]
+    if best:
+        tiles[0] = best
     problem = Problem(layer.out, layer.k, conv=layer.conv)
-    for tile in tiles:
-        config = _made(tile, layer, dtype)
+    for tile in dict.fromkeys(tiles):
+        config = made(tile, layer, dtype)
+        if config is None:
+            continue
+        if config.instruction == "wgmma.sp":
+            yield Wanted(config, problem, ("sm_90a",))
+            continue
         yield Wanted(_fitting(config, arch), problem, IMAGES[arch])
-        if arch == "sm90" and tile in _WARPGROUP and layer.conv is None:
-            yield Wanted(_made(_WARPGROUP[tile], layer, dtype), problem, ("sm_90a",))
+        group = made(_WARPGROUP[tile], layer, dtype) if arch == "sm90" and tile in _WARPGROUP else None
+        if group is not None and not best:
+            yield Wanted(group, problem, ("sm_90a",))
 
 
-def _made(tile: str, layer: Layer, dtype: str) -> KernelConfig:
-    return default_config(
-        tile,
-        dtype,
-        epilogue=layer.epilogue,
-        out_dtype=_OUTPUTS[layer.matrix.dtype],
-        layout="rows" if layer.conv is None else "nchw",
-    )
+def made(tile: str, layer: Layer, dtype: str) -> KernelConfig | None:
+    """The configuration of a tile for a layer; None where the tile is not for its layout."""
+    try:
+        return default_config(
+            tile,
+            dtype,
+            epilogue=layer.epilogue,
+            out_dtype=_OUTPUTS[layer.matrix.dtype],
+            layout="rows" if layer.conv is None else "nchw",
+        )
+    except InvalidOption:
+        return None
 
 
 def _fitting(config: KernelConfig, arch: str) -> KernelConfig:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class _Cuda(Target):
-    """``choose``: ``modelled`` (2:4 where it is expected to pay) or ``always`` (wherever it is possible)."""
+    """``choose``: ``modelled`` (2:4 where it is expected to pay), ``measured`` on this GPU, or ``always``."""
 
     def __init__(self, choose: str = "modelled") -> None:
         if choose not in CHOICES:
@@ -56,16 +56,22 @@ class _Cuda(Target):
         from sparsecc.targets.cuda.launch import FOLDER, KERNELS
         from sparsecc.targets.cuda.layers import find_layers
         from sparsecc.targets.cuda.listing import LAYERS
+        from sparsecc.targets.cuda.plan_kernels import element_of
         from sparsecc.targets.cuda.rewrite import rewritten
+        from sparsecc.targets.cuda.tune import meter
         from sparsecc.targets.onnx import onnx_members
 
         file = model.inlined()
         layers = find_layers(file, shapes := infer(file))
-        choices = [choose(layer, self.name, self.choose) for layer in layers]
+        measure = meter(self.name) if self.choose == "measured" else None
+        choices = [
+            choose(layer, self.name, self.choose, element_of(layer, spec.dtype), measure) for layer in layers
+        ]
         sparse = [layer for layer, choice in zip(layers, choices, strict=True) if choice.sparse]
         kernels = {
-            layer.output: self._kernels(layer, spec, varies=any(shapes.get(layer.output).dynamic))
-            for layer in sparse
+            layer.output: self._kernels(layer, spec, choice.tile, any(shapes.get(layer.output).dynamic))
+            for layer, choice in zip(layers, choices, strict=True)
+            if choice.sparse
         }
         keys = {output: [kernel.entry for kernel in built] for output, built in kernels.items()}
         proto = rewritten(file, sparse, keys, spec.dtype)
@@ -91,13 +97,13 @@ class _Cuda(Target):
             },
         )
 
-    def _kernels(self, layer: Layer, spec: TargetSpec, *, varies: bool) -> list[Kernel]:
+    def _kernels(self, layer: Layer, spec: TargetSpec, best: str, varies: bool) -> list[Kernel]:
         from sparsecc.targets.cuda.build import build_gemm
         from sparsecc.targets.cuda.plan_kernels import wanted
 
         return [
             build_gemm(one.config, one.problem, one.arches)
-            for one in wanted(layer, spec.dtype, self.name, varies=varies)
+            for one in wanted(layer, spec.dtype, self.name, varies=varies, best=best)
         ]
 
     def listing(self, artifact: Artifact) -> list[dict[str, str]]:
