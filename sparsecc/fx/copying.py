@@ -40,7 +40,9 @@ def copied(value: Any, memo: dict[int, Any]) -> Any:
         module = kind.__new__(kind)
         memo[id(value)] = module
         state: dict[str, Any] = value.__getstate__()
-        vars(module).update((k, copied(v, memo)) for k, v in state.items())
+        own = vars(module)
+        for name, entry in state.items():
+            own[name] = entry if type(entry) in _SHARED else copied(entry, memo)
         return module
     return copy.deepcopy(value, memo)
 
@@ -48,7 +50,9 @@ def copied(value: Any, memo: dict[int, Any]) -> Any:
 def _filled(out: dict[Any, Any], value: dict[Any, Any], memo: dict[int, Any]) -> dict[Any, Any]:
     memo[id(value)] = out
     for key, entry in value.items():
-        out[copied(key, memo)] = copied(entry, memo)
+        out[key if type(key) is str else copied(key, memo)] = (
+            entry if type(entry) in _SHARED else copied(entry, memo)
+        )
     return out
 
 
