@@ -548,7 +548,7 @@ def test_recipes_that_cannot_be_read(folder: Path, refused: Refused, recipe: str
     ("target", "error", "code"),
     [
         ("cpx", TargetUnavailable, 1),
-        ("sm80-2:4", TargetUnavailable, 1),
+        ("sm75-2:4", TargetUnavailable, 1),
         ("cpu-4:4", InvalidOption, 2),
         ("cpu-fp17", InvalidOption, 2),
         ("cpu-4:2", InvalidOption, 2),
