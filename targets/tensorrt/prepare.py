@@ -16,6 +16,7 @@ from sparsecc.errors import InvalidOption, TargetUnavailable
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
+    from onnx import ModelProto
 
     from sparsecc.onnxfile.model import OnnxFile
 
@@ -66,7 +67,7 @@ def prepare_file(file: OnnxFile, dtype: str | None = None, *, linear: str = "mat
     from sparsecc.targets.tensorrt.types import Typing
 
     file = file.inlined()
-    graph = gs.import_onnx(file.proto)
+    graph = gs.import_onnx(_skeleton(file.proto))
     idle = {id(node) for node in graph.nodes if _is_idle(node, graph)}
     surgeon, typing = Surgeon(file, graph), Typing(dtype)
     nodes: list[gs.Node] = []
@@ -86,6 +87,18 @@ def prepare_file(file: OnnxFile, dtype: str | None = None, *, linear: str = "mat
     proto = grafted(file.proto, gs.export_onnx(graph, do_type_check=False))
     notes = {output: tuple(texts) for output, texts in surgeon.notes.items()}
     return Prepared(file.derive(proto), typing.rounds, notes, origin)
+
+
+def _skeleton(proto: ModelProto) -> ModelProto:
+    """A copy to be written into, without the contents of initializers, which are read from the file."""
+    from onnx import TensorProto
+
+    from sparsecc.onnxfile.model import copy_proto
+
+    tensors = proto.graph.initializer
+    return copy_proto(
+        proto, {t.name: TensorProto(name=t.name, data_type=t.data_type, dims=t.dims) for t in tensors}
+    )
 
 
 def _check(dtype: str | None, linear: str) -> None:

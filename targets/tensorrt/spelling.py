@@ -19,7 +19,7 @@ from types import MappingProxyType
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from sparsecc.targets.tensorrt.stored import Array, Stored, normal
+from sparsecc.targets.tensorrt.stored import Array, Stored, has_pattern
 from sparsecc.targets.tensorrt.surgeon import Surgeon
 
 LINEAR = ("matmul", "conv")
@@ -58,7 +58,7 @@ def _right(surgeon: Surgeon, node: gs.Node, weight: Stored) -> None:
 
 def _fold(surgeon: Surgeon, node: gs.Node, weight: Stored) -> None:
     """Store the second operand as the product reads it."""
-    if not weight.folded and not _has_negative_zero(weight.values):
+    if not weight.folded and not (_has_negative_zero(weight.values) and has_pattern(node, weight.values)):
         return
     if weight.folded:
         kinds = sorted({n.op for n in weight.between} - {n.op for n in weight.quantizers})
@@ -69,7 +69,7 @@ def _fold(surgeon: Surgeon, node: gs.Node, weight: Stored) -> None:
 
 
 def _has_negative_zero(values: Array) -> bool:
-    return normal(values) is not values and values.flags.c_contiguous and values.dtype.kind != "i"
+    return values.dtype.kind != "i" and bool((np.signbit(values) & (values == 0)).any())
 
 
 def _left(surgeon: Surgeon, node: gs.Node, weight: Stored) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from sparsecc.onnxfile.model import OnnxFile, numpy_dtype
+from sparsecc.targets.tensorrt.rule import PATTERN
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 
 QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
+SUMMED = {"Conv": 1, "MatMul": 0, "Gemm": 0}
+"""Products, and the axis of their second operand that they sum over (of a Gemm without transB)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,8 +27,8 @@ class Stored:
     """A constant as an operand sees it.
 
     ``name`` is what it is stored under, ``values`` are the operand's, with ``between`` applied: the nodes
-    from the constant to the operand.  ``quantizers`` are those among them that give other elements: they stay,
-    and ``orders`` says for each how the axes of its operand come in the operand of the product.
+    from the constant to the operand.  ``quantizers`` are those among them that give other elements: they
+    stay, and ``orders`` says for each how the axes of its operand come in the operand of the product.
     """
 
     name: str
@@ -131,3 +134,11 @@ def normal(values: Array) -> Array:
     if found.dtype.kind == "i" or not bool((np.signbit(found) & (found == 0)).any()):
         return found
     return np.where(found == 0, np.zeros((), found.dtype), found)
+
+
+def has_pattern(node: gs.Node, values: Array) -> bool:
+    """Whether the second operand of a product is 2:4 along what is summed."""
+    axis = int(node.attrs["transB"]) if node.attrs.get("transB") else SUMMED[node.op]
+    if values.ndim != 2 and node.op != "Conv":
+        return False
+    return PATTERN.fits(values.shape[axis]) and PATTERN.holds(values != 0, axis)

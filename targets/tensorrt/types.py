@@ -18,8 +18,7 @@ import onnx_graphsurgeon as gs
 import torch
 from onnx import helper
 
-from sparsecc.targets.tensorrt.rule import PATTERN
-from sparsecc.targets.tensorrt.stored import Array, Stored
+from sparsecc.targets.tensorrt.stored import SUMMED, Array, Stored, has_pattern
 from sparsecc.targets.tensorrt.surgeon import Surgeon
 
 #: products with float32 weights that have the pattern are computed in fp16, all others as they are
@@ -48,7 +47,6 @@ ELEMENTS: Mapping[str, Element] = MappingProxyType(
     }
 )
 _FLOATS = ("float32", "float16", "bfloat16")
-_SUMMED = {"Conv": 1, "MatMul": 0, "Gemm": 0}
 
 
 @dataclass(eq=False)
@@ -62,7 +60,7 @@ class Typing:
 
     def narrow(self, surgeon: Surgeon, node: gs.Node, output: str) -> None:
         """Compute one product (whose original output is ``output``) in the type that was asked for."""
-        if self.asked is None or node.op not in _SUMMED:
+        if self.asked is None or node.op not in SUMMED:
             return
         weight = surgeon.stored(node.inputs[1])
         if weight is None or weight.quantized or weight.values.dtype.name not in _FLOATS:
@@ -108,14 +106,6 @@ class Typing:
         if key not in self._cast:
             self._cast[key] = surgeon.node("Cast", [tensor], f"{tensor.name}.{wanted}", to=element.onnx)
         return self._cast[key]
-
-
-def has_pattern(node: gs.Node, values: Array) -> bool:
-    """Whether the second operand of a product is 2:4 along what is summed."""
-    axis = int(node.attrs["transB"]) if node.attrs.get("transB") else _SUMMED[node.op]
-    if values.ndim != 2 and node.op != "Conv":
-        return False
-    return PATTERN.fits(values.shape[axis]) and PATTERN.holds(values != 0, axis)
 
 
 def _refusal(surgeon: Surgeon, node: gs.Node, values: Array, wanted: str) -> str:
