@@ -458,6 +458,21 @@ def test_casts_between_products_are_left_out_and_shared() -> None:
     assert ops == ["Cast", "MatMul", "MatMul", "Cast", "MatMul", "Cast", "Add"]
 
 
+def test_casts_move_past_what_only_moves_elements() -> None:
+    b = Builder(0, True)
+    h = product(b, "x", 8, 8, "plain", True)
+    h = b.add("Clip", [b.add("MaxPool", [h], kernel_shape=[1, 1]), "", b.store(np.float32(6))])
+    odd = b.add("Clip", [product(b, h, 8, 8, "plain", True), "", b.store(np.float32(0.1))])
+    last = b.add("Relu", [product(b, odd, 8, 8, "plain", True)])
+    proto = b.model([last])
+    done = prepare(proto, "fp16")
+    ops = " ".join(node.op_type for node in done.graph.node)
+    assert ops == "Cast Conv MaxPool Clip Conv Cast Clip Cast Conv Cast Relu"
+    x = example(proto)
+    assert_near(exact(done, x), exact(proto, x), 1e-13)
+    assert_near(on_ort(done, x), on_ort(proto, x), 0.02)
+
+
 def test_auto_takes_products_that_have_the_pattern_and_float32_weights() -> None:
     b = Builder(0, False)
     h = product(b, "x", 8, 8, "plain", True)

@@ -63,6 +63,7 @@ def prepare_file(file: OnnxFile, dtype: str | None = None, *, linear: str = "mat
 
     from sparsecc.targets.tensorrt.graft import grafted
     from sparsecc.targets.tensorrt.spelling import respell
+    from sparsecc.targets.tensorrt.stored import SUMMED
     from sparsecc.targets.tensorrt.surgeon import Surgeon
     from sparsecc.targets.tensorrt.types import Typing
 
@@ -76,7 +77,9 @@ def prepare_file(file: OnnxFile, dtype: str | None = None, *, linear: str = "mat
         output = node.outputs[0].name if node.outputs else ""
         respell(surgeon, node, linear)
         typing.narrow(surgeon, node, output)
-        if output and node.outputs[0].name != output:
+        if node.op not in SUMMED:
+            typing.follow(surgeon, node)
+        elif output and node.outputs[0].name != output:
             origin[node.outputs[0].name] = output
         nodes += [*surgeon.before, node, *surgeon.after]
         surgeon.before.clear()

@@ -3,7 +3,8 @@
     y = MatMul(x, w)        y = Cast(MatMul(Cast(x), w'))      w' is w rounded to the type
 
 Values between products keep the type that they have, and so do inputs and outputs.  A cast back that the
-next product would undo is left out, which changes no bit.
+next product would undo is left out, also across operators that only move or pick elements (a Relu between
+convolutions, which TensorRT can then fuse): that changes no bit.
 """
 
 from __future__ import annotations
@@ -47,6 +48,25 @@ ELEMENTS: Mapping[str, Element] = MappingProxyType(
     }
 )
 _FLOATS = ("float32", "float16", "bfloat16")
+_ALL = ("Concat",)
+_MOVES: Mapping[str, int] = MappingProxyType(
+    {
+        **dict.fromkeys(("Clip", "Flatten", "Identity", "Relu", "Reshape", "Slice", "Squeeze"), 13),
+        **dict.fromkeys(("Concat", "DepthToSpace", "Expand", "SpaceToDepth", "Transpose", "Unsqueeze"), 13),
+        "MaxPool": 22,
+    }
+)
+"""Operators whose results are elements of their first operand (Concat: of all), zeros or bounds, and the
+opset from which they take bfloat16."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Back:
+    """A value that is a cast back: the type before, the value before, and the ONNX type that it has."""
+
+    kind: str
+    source: gs.Tensor
+    to: int
 
 
 @dataclass(eq=False)
@@ -56,7 +76,7 @@ class Typing:
     asked: str | None
     rounds: dict[str, str] = field(default_factory=dict)
     _cast: dict[tuple[str, str], gs.Tensor] = field(default_factory=dict)
-    _back: dict[str, tuple[str, gs.Tensor]] = field(default_factory=dict)
+    _back: dict[str, _Back] = field(default_factory=dict)
 
     def narrow(self, surgeon: Surgeon, node: gs.Node, output: str) -> None:
         """Compute one product (whose original output is ``output``) in the type that was asked for."""
@@ -87,17 +107,42 @@ class Typing:
         short = surgeon.constant(weight.name, wanted, weight.values.astype(element.numpy))
         rest = [self._operand(surgeon, tensor, wanted) for tensor in node.inputs[2:]]
         node.inputs = [self._operand(surgeon, node.inputs[0], wanted), short, *rest]
+        self._finish(surgeon, node, wanted, before)
+
+    def _finish(self, surgeon: Surgeon, node: gs.Node, kind: str, to: int) -> None:
+        """Cast back what a node gives in the shorter type."""
         output = node.outputs[0]
-        surgeon.finish("Cast", node, wanted, to=before)
-        self._back[output.name] = wanted, node.outputs[0]
+        surgeon.finish("Cast", node, kind, to=to)
+        self._back[output.name] = _Back(kind, node.outputs[0], to)
+
+    def follow(self, surgeon: Surgeon, node: gs.Node) -> None:
+        """Let an operator that moves elements move them before they are cast back, if a product follows."""
+        if node.op not in _MOVES or len(node.outputs) != 1 or not _leads_to_product(node):
+            return
+        count = len(node.inputs) if node.op in _ALL else 1
+        backs = [self._back.get(tensor.name) for tensor in node.inputs[:count]]
+        known = [back for back in backs if back is not None]
+        if len(known) < count or len({(back.kind, back.to) for back in known}) != 1:
+            return
+        kind, to = known[0].kind, known[0].to
+        rest = node.inputs[count:]
+        if kind == "bf16" and surgeon.file.opset < _MOVES[node.op]:
+            return
+        if node.op == "Clip":
+            bounds = [_exact(surgeon, bound, kind) for bound in rest]
+            rest = [bound for bound in bounds if bound is not None]
+            if len(rest) < len(bounds):
+                return
+        node.inputs = [*(back.source for back in known), *rest]
+        self._finish(surgeon, node, kind, to)
 
     def _operand(self, surgeon: Surgeon, tensor: gs.Tensor, wanted: str) -> gs.Tensor:
         """An operand in the type: stored so, the value before a cast back, or behind a new cast."""
         if not tensor.name:
             return tensor
-        kind, source = self._back.get(tensor.name, ("", tensor))
-        if kind == wanted:
-            return source
+        back = self._back.get(tensor.name)
+        if back is not None and back.kind == wanted:
+            return back.source
         element = ELEMENTS[wanted]
         known = surgeon.stored(tensor)
         if known is not None and known.values.dtype.name in _FLOATS:
@@ -121,3 +166,28 @@ def _refusal(surgeon: Surgeon, node: gs.Node, values: Array, wanted: str) -> str
     if not np.array_equal(np.isfinite(short), np.isfinite(values)):
         return f"it keeps its type: {wanted} cannot hold its weights"
     return ""
+
+
+def _leads_to_product(node: gs.Node) -> bool:
+    """Whether a product reads what a node gives, at once or through operators that move elements."""
+    stack, seen = [node], {id(node)}
+    while stack:
+        for reader in (reader for value in stack.pop().outputs for reader in value.outputs):
+            if reader.op in SUMMED:
+                return True
+            if reader.op in _MOVES and id(reader) not in seen:
+                seen.add(id(reader))
+                stack.append(reader)
+    return False
+
+
+def _exact(surgeon: Surgeon, bound: gs.Tensor, kind: str) -> gs.Tensor | None:
+    """A bound in the shorter type; None where that would be another bound, or it is not stored."""
+    if not bound.name:
+        return bound
+    known = surgeon.stored(bound)
+    if known is None or known.values.dtype.name not in _FLOATS:
+        return None
+    short = known.values.astype(ELEMENTS[kind].numpy)
+    same = np.array_equal(short.astype(np.float64), known.values.astype(np.float64))
+    return surgeon.constant(known.name, kind, short) if same else None
