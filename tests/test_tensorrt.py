@@ -493,6 +493,52 @@ def test_weights_that_a_type_cannot_hold_keep_theirs() -> None:
     assert prepare_file(OnnxFile.load(proto), "bf16").rounds == {"v0": "bf16"}
 
 
+def test_products_of_integers_and_of_other_domains_are_left_alone() -> None:
+    b = Builder(0, False)
+    whole = b.add("Cast", ["x"], to=TensorProto.INT32)
+    flipped = b.add("Transpose", [whole], perm=[0, 2, 1])
+    y = b.add("MatMul", [b.store(np.ones((4, 8), np.int32)), flipped])
+    proto = b.model([b.add("Cast", [y], to=TensorProto.FLOAT)])
+    assert prepare(proto, "fp16") is proto
+    other = one("transposed")
+    for node in other.graph.node:
+        node.domain = "somewhere"
+    other.opset_import.append(helper.make_opsetid("somewhere", 1))
+    assert prepare(other, "fp16") is other
+
+
+def test_models_in_bfloat16_get_no_convolutions_that_onnx_lacks() -> None:
+    import ml_dtypes
+
+    b = Builder(0, False)
+    half = b.add("Cast", ["x"], to=TensorProto.BFLOAT16)
+    flipped = b.add("Transpose", [half], perm=[0, 2, 1])
+    y = b.add("MatMul", [b.store(b.matrix(8, 4, True).T.astype(ml_dtypes.bfloat16)), flipped])
+    proto = b.model([b.add("Cast", [y], to=TensorProto.FLOAT)])
+    x = example(proto)
+    for linear in ("matmul", "conv"):
+        result = prepare(proto, linear=linear)
+        assert "Conv" not in [node.op_type for node in result.graph.node]
+        assert [row.holds for row in sparsity(result)] == [True]
+        assert_near(exact(result, x), exact(proto, x), 1e-13)
+
+
+@pytest.mark.parametrize("spelling", ["transposed", "first", "quantised"])
+def test_old_opsets(spelling: str) -> None:
+    b = Builder(1, False)
+    last = product(b, "x", 8, 12, spelling, True)
+    if spelling == "quantised":
+        for node in b.nodes:
+            if node.op_type == "DequantizeLinear":
+                del node.attribute[:]
+        b.weights["w0"], b.weights["w1"] = np.array(1 / 64, np.float32), np.array(0, np.int8)
+    proto = b.model([last], 12)
+    x = example(proto)
+    for linear in ("matmul", "conv"):
+        result = prepare(proto, linear=linear)
+        assert_near(on_ort(result, x), on_ort(proto, x), 1e-6)
+
+
 def test_bfloat16_convolutions_need_a_recent_opset() -> None:
     b = Builder(1, True)
     last = product(b, "x", 8, 12, "plain", True)
@@ -514,6 +560,42 @@ def test_negative_zeros_of_sparse_weights_become_positive_ones() -> None:
     dense = edited(one("plain"), "w0", lambda w: np.where(np.arange(8)[:, None] < 3, w + 2, w))
     assert zeros(dense).any()
     assert prepare(dense) is dense, "what has no pattern is not touched"
+
+
+@pytest.mark.parametrize("dtype", [None, "fp16"])
+def test_one_weight_in_several_spellings(dtype: str | None) -> None:
+    b = Builder(5, False)
+    w = b.store(b.matrix(8, 8, False))
+    h = b.add("MatMul", ["x", b.add("Transpose", [w], perm=[1, 0])])
+    h = b.add("MatMul", [h, b.add("Identity", [w])])
+    h = b.add("MatMul", [h, b.add("Reshape", [w, b.ints(8, 8)])])
+    h = b.add("MatMul", [h, w])
+    h = b.add("Einsum", [h, w], equation="bik,nk->bin")
+    proto = b.model([b.add("MatMul", [w, b.add("Transpose", [h], perm=[0, 2, 1])])])
+    x = example(proto)
+    result = prepare(proto, dtype)
+    assert_near(exact(result, x), exact(proto, x), 1e-13)
+    straight = [t for t in result.graph.initializer if len(t.dims) == 2]
+    assert len(straight) <= 4
+
+
+def test_graphsurgeon_is_quiet(capfd: pytest.CaptureFixture[str]) -> None:
+    proto = one("transposed")
+    for node in proto.graph.node:
+        node.name = "same"
+    prepare(proto, "bf16")
+    assert capfd.readouterr().out == ""
+
+
+def test_initializers_that_are_inputs_as_well() -> None:
+    proto = one("transposed")
+    weight = proto.graph.initializer[0]
+    proto.graph.input.append(helper.make_tensor_value_info("w0", TensorProto.FLOAT, list(weight.dims)))
+    x = example(proto)
+    for dtype in (None, "fp16"):
+        result = prepare(proto, dtype)
+        assert [value.name for value in result.graph.input] == ["x", "w0"]
+        assert_near(on_ort(result, x), on_ort(proto, x), 0.02 if dtype else 1e-6)
 
 
 def test_values_that_bodies_of_control_flow_read_stay() -> None:
@@ -976,6 +1058,7 @@ def test_settings_reach_tensorrt() -> None:
     assert build_engine.build(trt, b"model", ranges, MagicMock(), workspace=1 << 20) == b"engine"
     config = builder.create_builder_config.return_value
     config.set_flag.assert_called_once_with(trt.BuilderFlag.SPARSE_WEIGHTS)
+    config.clear_flag.assert_called_once_with(trt.BuilderFlag.TF32)
     config.set_memory_pool_limit.assert_called_once_with(trt.MemoryPoolType.WORKSPACE, 1 << 20)
     builder.create_optimization_profile.return_value.set_shape.assert_called_once_with("x", *ranges["x"])
     config.add_optimization_profile.assert_called_once()

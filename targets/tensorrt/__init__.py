@@ -7,7 +7,8 @@
 Nothing here has been measured on hardware.
 """
 
+from sparsecc.targets.tensorrt.gate import Acceptance, accepted
 from sparsecc.targets.tensorrt.prepare import Prepared, prepare, prepare_file
 from sparsecc.targets.tensorrt.rule import Row, sparsity
 
-__all__ = ["Prepared", "Row", "prepare", "prepare_file", "sparsity"]
+__all__ = ["Acceptance", "Prepared", "Row", "accepted", "prepare", "prepare_file", "sparsity"]

@@ -87,14 +87,19 @@ def configured(
     capabilities: Sequence[str] = (),
     cache: bytes | None = None,
     workspace: int = 0,
+    tf32: bool = False,
 ) -> Any:
     """The settings of a build; ``capabilities`` (SM80, ...) are TensorRT-RTX's, ``workspace`` in bytes.
+
+    Without ``tf32`` products in float32 are computed in float32, as the model says.
 
     Raises ``BuildFailed`` where a capability is not known or a dynamic input has no profile.
     """
     config = builder.create_builder_config()
     if sparse:
         config.set_flag(trt.BuilderFlag.SPARSE_WEIGHTS)
+    if not tf32:
+        config.clear_flag(trt.BuilderFlag.TF32)
     if workspace:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, workspace)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED
@@ -190,6 +195,7 @@ def arguments(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--workspace", type=int, default=0, metavar="MB", help="scratch memory (default: all)"
     )
     parser.add_argument("--dense", action="store_true", help="without sparse kernels, to compare with")
+    parser.add_argument("--tf32", action="store_true", help="round operands of float32 products to TF32")
     parser.add_argument("--module", default="tensorrt", help="tensorrt, or tensorrt_rtx")
     parser.add_argument("--capability", action="append", default=[], metavar="SM89", help="TensorRT-RTX only")
     parser.add_argument("--verbose", action="store_true", help="print all that TensorRT says")
@@ -213,6 +219,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sparse=not given.dense,
             capabilities=given.capability,
             workspace=given.workspace << 20,
+            tf32=given.tf32,
         )
     except (BuildFailed, ImportError, ValueError) as error:
         print(f"build_engine: {error}", file=sys.stderr)

@@ -24,6 +24,8 @@ SCRIPT = "build_engine.py"
 TRTEXEC = "trtexec.txt"
 ENGINE = "model.engine"
 
+#: TensorRT 11 types strongly in any case and ignores the first; the last shows the lines on sparse weights
+_FLAGS = ("--stronglyTyped", "--noTF32", "--sparsity=enable", "--timingCacheFile=timing.cache", "--verbose")
 _SLOTS = {"PROFILES": "dict[str, Range]", "NAMES": "dict[str, list[tuple[str, int]]]"}
 
 
@@ -49,8 +51,7 @@ def trtexec(found: Profiles) -> str:
         for place, which in enumerate(("min", "opt", "max"))
         if found.ranges
     ]
-    fixed = ["--stronglyTyped", "--sparsity=enable", "--timingCacheFile=timing.cache", "--verbose"]
-    return " ".join(["trtexec", f"--onnx={MODEL}", f"--saveEngine={ENGINE}", *fixed, *shapes])
+    return " ".join(["trtexec", f"--onnx={MODEL}", f"--saveEngine={ENGINE}", *_FLAGS, *shapes])
 
 
 def _by(shape: tuple[int, ...]) -> str:

@@ -8,7 +8,8 @@ Untouched nodes and initializers come back byte for byte.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +60,11 @@ def prepare(model: Any, dtype: str | None = None, *, linear: str = "matmul") -> 
 def prepare_file(file: OnnxFile, dtype: str | None = None, *, linear: str = "matmul") -> Prepared:
     """``prepare`` on a loaded model, with what was done."""
     _check(dtype, linear)
+    with _quiet():
+        return _prepared(file, dtype, linear)
+
+
+def _prepared(file: OnnxFile, dtype: str | None, linear: str) -> Prepared:
     import onnx_graphsurgeon as gs
 
     from sparsecc.targets.tensorrt.graft import grafted
@@ -90,6 +96,18 @@ def prepare_file(file: OnnxFile, dtype: str | None = None, *, linear: str = "mat
     proto = grafted(file.proto, gs.export_onnx(graph, do_type_check=False))
     notes = {output: tuple(texts) for output, texts in surgeon.notes.items()}
     return Prepared(file.derive(proto), typing.rounds, notes, origin)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without graphsurgeon's warnings, which go to standard output."""
+    from onnx_graphsurgeon.logger import G_LOGGER
+
+    before, G_LOGGER.severity = G_LOGGER.severity, G_LOGGER.ERROR
+    try:
+        yield
+    finally:
+        G_LOGGER.severity = before
 
 
 def _skeleton(proto: ModelProto) -> ModelProto:

@@ -19,15 +19,16 @@ from types import MappingProxyType
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from sparsecc.targets.tensorrt.stored import Array, Stored, has_pattern
+from sparsecc.targets.tensorrt.stored import Array, Stored, has_negative_zero, has_pattern, is_standard
 from sparsecc.targets.tensorrt.surgeon import Surgeon
 
 LINEAR = ("matmul", "conv")
+FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 
 def respell(surgeon: Surgeon, node: gs.Node, linear: str) -> None:
     """Give one node the spelling that the rule applies to; leave it alone where it has that, or no weight."""
-    rewrite = _SPELLINGS.get(node.op) if node.domain in (None, "", "ai.onnx") else None
+    rewrite = _SPELLINGS.get(node.op) if is_standard(node) else None
     if rewrite is not None:
         rewrite(surgeon, node)
     if linear == "conv" and node.op == "MatMul":
@@ -39,13 +40,13 @@ def _matmul(surgeon: Surgeon, node: gs.Node) -> None:
     right, left = surgeon.stored(node.inputs[1]), surgeon.stored(node.inputs[0])
     if right is not None:
         _right(surgeon, node, right)
-    elif left is not None and left.values.ndim == 2 and not left.quantized:
+    elif left is not None and left.values.ndim == 2 and _is_plain(left):
         _left(surgeon, node, left)
 
 
 def _right(surgeon: Surgeon, node: gs.Node, weight: Stored) -> None:
     rank = weight.values.ndim
-    if rank > 2 and set(weight.values.shape[:-2]) == {1} and not weight.quantized:
+    if rank > 2 and set(weight.values.shape[:-2]) == {1} and _is_plain(weight):
         given = surgeon.rank(node.inputs[0])
         if given is None or given < rank:
             return
@@ -58,7 +59,7 @@ def _right(surgeon: Surgeon, node: gs.Node, weight: Stored) -> None:
 
 def _fold(surgeon: Surgeon, node: gs.Node, weight: Stored) -> None:
     """Store the second operand as the product reads it."""
-    if not weight.folded and not (_has_negative_zero(weight.values) and has_pattern(node, weight.values)):
+    if not weight.folded and not (has_negative_zero(weight.values) and has_pattern(node, weight.values)):
         return
     if weight.folded:
         kinds = sorted({n.op for n in weight.between} - {n.op for n in weight.quantizers})
@@ -68,8 +69,14 @@ def _fold(surgeon: Surgeon, node: gs.Node, weight: Stored) -> None:
     node.inputs[1] = surgeon.operand(weight, "folded" if weight.folded else "zeros")
 
 
-def _has_negative_zero(values: Array) -> bool:
-    return values.dtype.kind != "i" and bool((np.signbit(values) & (values == 0)).any())
+def _is_plain(weight: Stored) -> bool:
+    """Whether a weight holds floats, with no scales to move along."""
+    return not weight.quantized and weight.values.dtype.name in FLOATS
+
+
+def _conv_takes(surgeon: Surgeon, values: Array) -> bool:
+    """Whether a Conv may have weights of this type."""
+    return values.dtype.name != "bfloat16" or surgeon.file.opset >= 22
 
 
 def _left(surgeon: Surgeon, node: gs.Node, weight: Stored) -> None:
@@ -83,7 +90,7 @@ def _left(surgeon: Surgeon, node: gs.Node, weight: Stored) -> None:
         surgeon.note(output, "MatMul with its weight as first operand: operands exchanged")
     elif rank == 2:
         _flipped_gemm(surgeon, node, x, weight, trans_x=1, trans_w=1)
-    elif rank == 3:
+    elif rank == 3 and _conv_takes(surgeon, weight.values):
         node.op, node.attrs = "Conv", {"kernel_shape": [1]}
         node.inputs = [x, surgeon.constant(weight.name, "conv", weight.values[:, :, None])]
         surgeon.note(output, "MatMul with its weight as first operand: 1x1 Conv")
@@ -102,7 +109,7 @@ def _flipped_gemm(
     attrs = {key: node.attrs[key] for key in ("alpha",) if key in node.attrs}
     was, output = node.op, node.outputs[0].name
     node.op, node.attrs = "Gemm", {**attrs, "transA": trans_x, "transB": trans_w}
-    kept = not weight.folded and not _has_negative_zero(weight.values)
+    kept = not weight.folded and not has_negative_zero(weight.values)
     node.inputs = [x, node.inputs[0] if kept else surgeon.operand(weight, "folded")]
     surgeon.finish("Transpose", node, "flipped", perm=[1, 0])
     surgeon.note(output, f"{was} with its weight as first operand: Gemm with operands exchanged")
@@ -113,7 +120,7 @@ def _gemm(surgeon: Surgeon, node: gs.Node) -> None:
     right, left = surgeon.stored(node.inputs[1]), surgeon.stored(node.inputs[0])
     if right is not None:
         _fold(surgeon, node, right)
-    elif left is not None and not left.quantized and (len(node.inputs) < 3 or not node.inputs[2].name):
+    elif left is not None and _is_plain(left) and (len(node.inputs) < 3 or not node.inputs[2].name):
         trans_w, trans_x = node.attrs.get("transA", 0), node.attrs.get("transB", 0)
         _flipped_gemm(surgeon, node, node.inputs[1], left, trans_x=1 - trans_x, trans_w=1 - trans_w)
 
@@ -131,7 +138,7 @@ def _einsum(surgeon: Surgeon, node: gs.Node) -> None:
         return
     for place in (1, 0):
         weight = surgeon.stored(node.inputs[place])
-        if weight is None or weight.values.ndim != 2 or weight.quantized:
+        if weight is None or weight.values.ndim != 2 or not _is_plain(weight):
             continue
         flipped = _matrix_product(str(node.attrs.get("equation", "")), place)
         if flipped is None:
@@ -165,7 +172,9 @@ def _as_conv(surgeon: Surgeon, node: gs.Node) -> None:
     weight = surgeon.stored(node.inputs[1])
     x, output = node.inputs[0], node.outputs[0].name
     rank = surgeon.rank(x)
-    if weight is None or weight.quantized or weight.values.ndim != 2 or rank not in (2, 3):
+    if weight is None or not _is_plain(weight) or weight.values.ndim != 2 or rank not in (2, 3):
+        return
+    if not _conv_takes(surgeon, weight.values):
         return
     kernel = surgeon.constant(weight.name, "conv", weight.values.T[:, :, None])
     if rank == 3:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 
 QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
+_BYTES_AND_FLOATS = ("int8", "uint8", "float8_e4m3fn", "float32", "float16", "bfloat16")
 SUMMED = {"Conv": 1, "MatMul": 0, "Gemm": 0}
 """Products, and the axis of their second operand that they sum over (of a Gemm without transB)."""
 
@@ -52,14 +53,15 @@ def stored(file: OnnxFile, operand: gs.Tensor) -> Stored | None:
     chain: list[gs.Node] = []
     tensor = operand
     while not _is_constant(file, tensor):
-        if not tensor.inputs or tensor.inputs[0].op not in (*_FOLDS, *QUANTIZERS):
+        maker = tensor.inputs[0] if tensor.inputs else None
+        if maker is None or not is_standard(maker) or maker.op not in (*_FOLDS, *QUANTIZERS):
             return None
-        chain.append(tensor.inputs[0])
-        tensor = tensor.inputs[0].inputs[0]
+        chain.append(maker)
+        tensor = maker.inputs[0]
     values = file.array(tensor.name)
     chain.reverse()
     if any(node.op in QUANTIZERS for node in chain):
-        return _quantized(tensor.name, values, chain)
+        return _quantized(file, tensor.name, values, chain)
     for node in chain:
         folded = _FOLDS[node.op](file, node, values)
         if folded is None:
@@ -68,10 +70,20 @@ def stored(file: OnnxFile, operand: gs.Tensor) -> Stored | None:
     return Stored(tensor.name, values, tuple(chain))
 
 
-def _quantized(name: str, values: Array, chain: Sequence[gs.Node]) -> Stored | None:
-    """A weight under quantizers, with transposes among them; other nodes would need other scales."""
-    if any(node.op not in (*QUANTIZERS, "Transpose", "Identity") for node in chain):
+def is_standard(node: gs.Node) -> bool:
+    """Whether a node is an operator of ONNX's own."""
+    return node.domain in (None, "", "ai.onnx")
+
+
+def _quantized(file: OnnxFile, name: str, values: Array, chain: Sequence[gs.Node]) -> Stored | None:
+    """A weight under quantizers, with transposes among them; what else there is would need other scales."""
+    if values.dtype.name not in _BYTES_AND_FLOATS:
         return None
+    for node in chain:
+        if node.op not in (*QUANTIZERS, "Transpose", "Identity") or node.attrs.get("block_size"):
+            return None
+        if node.op in QUANTIZERS and not _is_constant(file, node.inputs[1]):
+            return None
     order = tuple(range(values.ndim))
     quantizers: list[gs.Node] = []
     orders: list[tuple[int, ...]] = []
@@ -131,9 +143,14 @@ _FOLDS: Mapping[str, Callable[[OnnxFile, Any, Array], Array | None]] = {
 def normal(values: Array) -> Array:
     """The values in order, with every zero a positive one, so that zeros are zeros to the last bit."""
     found = np.ascontiguousarray(values)
-    if found.dtype.kind == "i" or not bool((np.signbit(found) & (found == 0)).any()):
+    if not has_negative_zero(found):
         return found
     return np.where(found == 0, np.zeros((), found.dtype), found)
+
+
+def has_negative_zero(values: Array) -> bool:
+    """Whether some zero has a sign."""
+    return values.dtype.kind not in "iub" and bool((np.signbit(values) & (values == 0)).any())
 
 
 def has_pattern(node: gs.Node, values: Array) -> bool:

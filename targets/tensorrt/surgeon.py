@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnx_graphsurgeon as gs
 
 from sparsecc.onnxfile.model import OnnxFile
@@ -28,7 +29,7 @@ class Surgeon:
     before: list[gs.Node] = field(default_factory=list)
     after: list[gs.Node] = field(default_factory=list)
     notes: dict[str, list[str]] = field(default_factory=dict)
-    _constants: dict[tuple[str, ...], gs.Constant] = field(default_factory=dict)
+    _constants: dict[tuple[str, str], list[gs.Constant]] = field(default_factory=dict)
     _made: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -66,19 +67,22 @@ class Surgeon:
         return found
 
     def constant(self, source: str, what: str, values: Array) -> gs.Constant:
-        """A new stored tensor; one for all products that need the same form of the same weight."""
-        key = (source, what, values.dtype.name)
-        if key not in self._constants:
-            self._constants[key] = gs.Constant(self.name(f"{source}.{what}"), normal(values))
-            self._made.add(self._constants[key].name)
-        return self._constants[key]
+        """A new stored tensor; one for all products that need the same values of the same weight."""
+        wanted = normal(values)
+        made = self._constants.setdefault((source, what), [])
+        for constant in made:
+            if _same(constant.values, wanted):
+                return constant
+        made.append(gs.Constant(self.name(f"{source}.{what}"), wanted))
+        self._made.add(made[-1].name)
+        return made[-1]
 
     def operand(self, weight: Stored, what: str) -> gs.Tensor:
         """The operand with everything folded: a constant, or quantizers directly on one."""
         tensor: gs.Tensor = self.constant(weight.name, what, weight.values)
         for node, order in zip(weight.quantizers, weight.orders, strict=True):
             attrs = dict(node.attrs)
-            if "axis" in attrs or len(order) > 1:
+            if self.file.opset >= 13:  # before, there is one scale
                 attrs["axis"] = moved_axis(node, order)
             tensor = self.node(node.op, [tensor, *node.inputs[1:]], f"{node.outputs[0].name}.{what}", **attrs)
         return tensor
@@ -98,3 +102,9 @@ class Surgeon:
         node.outputs = [between]
         name = self.name(f"{output.name}.{op.lower()}")
         self.after.insert(0, gs.Node(op, name, attrs, [between, *extra], [output]))
+
+
+def _same(one: Array, other: Array) -> bool:
+    """Whether two arrays are the same to the last bit."""
+    alike = one.shape == other.shape and one.dtype == other.dtype
+    return alike and np.array_equal(one.reshape(-1).view(np.uint8), other.reshape(-1).view(np.uint8))

@@ -19,7 +19,7 @@ import onnx_graphsurgeon as gs
 import torch
 from onnx import helper
 
-from sparsecc.targets.tensorrt.stored import SUMMED, Array, Stored, has_pattern
+from sparsecc.targets.tensorrt.stored import SUMMED, Array, Stored, has_pattern, is_standard
 from sparsecc.targets.tensorrt.surgeon import Surgeon
 
 #: products with float32 weights that have the pattern are computed in fp16, all others as they are
@@ -80,7 +80,7 @@ class Typing:
 
     def narrow(self, surgeon: Surgeon, node: gs.Node, output: str) -> None:
         """Compute one product (whose original output is ``output``) in the type that was asked for."""
-        if self.asked is None or node.op not in SUMMED:
+        if self.asked is None or node.op not in SUMMED or not is_standard(node):
             return
         weight = surgeon.stored(node.inputs[1])
         if weight is None or weight.quantized or weight.values.dtype.name not in _FLOATS:
@@ -117,7 +117,9 @@ class Typing:
 
     def follow(self, surgeon: Surgeon, node: gs.Node) -> None:
         """Let an operator that moves elements move them before they are cast back, if a product follows."""
-        if node.op not in _MOVES or len(node.outputs) != 1 or not _leads_to_product(node):
+        if node.op not in _MOVES or not is_standard(node) or len(node.outputs) != 1:
+            return
+        if not _leads_to_product(node):
             return
         count = len(node.inputs) if node.op in _ALL else 1
         backs = [self._back.get(tensor.name) for tensor in node.inputs[:count]]
@@ -161,10 +163,12 @@ def _refusal(surgeon: Surgeon, node: gs.Node, values: Array, wanted: str) -> str
             f"it keeps its type: {node.op} takes {wanted} from opset {first} on, and the model has "
             f"{surgeon.file.opset}"
         )
-    with np.errstate(over="ignore"):
-        short = values.astype(ELEMENTS[wanted].numpy)
-    if not np.array_equal(np.isfinite(short), np.isfinite(values)):
-        return f"it keeps its type: {wanted} cannot hold its weights"
+    biases = (surgeon.stored(tensor) for tensor in node.inputs[2:] if tensor.name)
+    for stored in (values, *(bias.values for bias in biases if bias is not None)):
+        with np.errstate(over="ignore"):
+            short = stored.astype(ELEMENTS[wanted].numpy)
+        if not np.array_equal(np.isfinite(short), np.isfinite(stored)):
+            return f"it keeps its type: {wanted} cannot hold its weights"
     return ""
 
 
