@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import ctypes
 import json
 import subprocess
 import sys
@@ -1069,3 +1070,80 @@ def test_settings_reach_tensorrt() -> None:
     log.errors.return_value = "no tactic"
     with pytest.raises(build_engine.BuildFailed, match="no tactic"):
         build_engine.build(trt, b"model", ranges, log)
+
+
+class FakeContext:
+    """An execution context of an engine for y = 2 x, on memory that it is told the addresses of."""
+
+    def __init__(self) -> None:
+        self.shape: tuple[int, ...] = ()
+        self.addresses: dict[str, int] = {}
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        self.shape = shape
+        return name == "x" and shape[0] <= 32
+
+    def infer_shapes(self) -> list[str]:
+        return []
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        return (*self.shape[:-1], 12)
+
+    def set_tensor_address(self, name: str, address: int) -> None:
+        self.addresses[name] = address
+
+    def execute_async_v3(self, stream: int) -> bool:
+        rows = int(np.prod(self.shape[:-1]))
+        x = np.ctypeslib.as_array((ctypes.c_float * (rows * 8)).from_address(self.addresses["x"]))
+        (out,) = self.addresses.keys() - {"x"}
+        y = np.ctypeslib.as_array((ctypes.c_float * (rows * 12)).from_address(self.addresses[out]))
+        y.reshape(rows, 12)[:] = 2 * x.reshape(rows, 8)[:, :1]
+        return True
+
+
+def fake_tensorrt(context: FakeContext | None) -> Any:
+    from types import SimpleNamespace
+
+    engine = SimpleNamespace(
+        create_execution_context=lambda: context, get_tensor_dtype=lambda name: "DataType.FLOAT"
+    )
+    runtime_ = SimpleNamespace(deserialize_cuda_engine=lambda data: None if context is None else engine)
+    logger = type("Logger", (), {"ERROR": 1, "__init__": lambda self, level: None})
+    return SimpleNamespace(Logger=logger, Runtime=lambda log: runtime_, __version__="11.4")
+
+
+def with_engine() -> Artifact:
+    artifact = sparsecc.compile(one("plain"), target="tensorrt-2:4").artifact
+    return Artifact(artifact.manifest, {**artifact.members, "model.engine": b"engine"})
+
+
+def test_an_engine_is_run_on_memory_of_torch() -> None:
+    from sparsecc.targets.tensorrt.executor import EngineExecutor
+
+    class Here(EngineExecutor):
+        device = "cpu"
+
+        def _launch(self) -> bool:
+            return bool(self._context.execute_async_v3(0))
+
+    found = Here(with_engine(), fake_tensorrt(FakeContext()))
+    x = torch.randn(3, 6, 8)
+    assert torch.equal(found(x), (2 * x[..., :1]).expand(3, 6, 12))
+    assert isinstance(found(x.numpy()), np.ndarray)
+    with pytest.raises(TargetRefused, match="outside the engine's profile"):
+        found(torch.randn(33, 6, 8))
+
+
+def test_an_engine_that_cannot_be_read_here_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sparsecc.targets.ort import OrtExecutor
+    from sparsecc.targets.tensorrt.executor import executor
+
+    artifact = with_engine()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setitem(sys.modules, "tensorrt", fake_tensorrt(None))
+    with pytest.warns(UserWarning, match="for another version or GPU: build it here"):
+        found = executor(artifact)
+    assert isinstance(found, OrtExecutor)
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.warns(UserWarning, match="the engine is not used"):
+        assert isinstance(executor(artifact), OrtExecutor)

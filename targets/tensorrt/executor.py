@@ -91,6 +91,8 @@ class EngineExecutor(_Checked):
     Raises ``TargetUnavailable`` where TensorRT cannot read the engine here.
     """
 
+    device = "cuda"
+
     def __init__(self, artifact: Artifact, trt: Any) -> None:
         super().__init__(artifact)
         self._trt = trt
@@ -105,7 +107,7 @@ class EngineExecutor(_Checked):
 
     def run_named(self, feeds: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Outputs by their names in the graph, for inputs by theirs, on the CPU."""
-        given = {name: value.to("cuda").contiguous() for name, value in feeds.items()}
+        given = {name: value.to(self.device).contiguous() for name, value in feeds.items()}
         for name, value in given.items():
             if not self._context.set_input_shape(name, tuple(value.shape)):
                 raise TargetRefused(
@@ -117,11 +119,16 @@ class EngineExecutor(_Checked):
         found = {name: self._output(name) for name in self.outputs}
         for name, value in found.items():
             self._context.set_tensor_address(name, value.data_ptr())
-        stream = torch.cuda.current_stream()
-        if not self._context.execute_async_v3(stream.cuda_stream):
+        if not self._launch():
             raise TargetRefused("TensorRT failed to run the engine on these inputs")
-        stream.synchronize()
         return {name: value.cpu() for name, value in found.items()}
+
+    def _launch(self) -> bool:
+        """Run the engine on the current stream and wait for it."""
+        stream = torch.cuda.current_stream()
+        done = bool(self._context.execute_async_v3(stream.cuda_stream))
+        stream.synchronize()
+        return done
 
     def _output(self, name: str) -> torch.Tensor:
         shape = tuple(self._context.get_tensor_shape(name))
@@ -129,7 +136,7 @@ class EngineExecutor(_Checked):
             raise TargetRefused(
                 f"the size of output {name!r} depends on data, which this executor does not do"
             )
-        return torch.empty(shape, dtype=self._dtype(name), device="cuda")
+        return torch.empty(shape, dtype=self._dtype(name), device=self.device)
 
     def _dtype(self, name: str) -> torch.dtype:
         """The torch type of a value, from TensorRT's name of it."""
