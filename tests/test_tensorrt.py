@@ -540,15 +540,32 @@ def test_old_opsets(spelling: str) -> None:
         assert_near(on_ort(result, x), on_ort(proto, x), 1e-6)
 
 
-def test_bfloat16_convolutions_need_a_recent_opset() -> None:
+@pytest.mark.parametrize("opset", [20, 21, 22])
+def test_bfloat16_convolutions_raise_the_opset(opset: int) -> None:
     b = Builder(1, True)
     last = product(b, "x", 8, 12, "plain", True)
-    old, new = OnnxFile.load(b.model([last], 20)), OnnxFile.load(b.model([last], 22))
-    assert "from opset 22 on" in prepare_file(old, "bf16").notes[last][-1]
-    done = prepare_file(new, "bf16")
+    file = OnnxFile.load(b.model([last], opset))
+    done = prepare_file(file, "bf16")
+    assert (file.opset, done.file.opset) == (opset, 22)
     assert done.rounds == {last: "bf16"}
     assert {row.dtype for row in sparsity(done.file)} == {"bfloat16"}
-    assert_near(exact(done.file.proto, x := example(new.proto)), exact(new.proto, x), 1e-13)
+    assert_near(exact(done.file.proto, x := example(file.proto)), exact(file.proto, x), 1e-13)
+
+
+@pytest.mark.parametrize(("linear", "kind"), [("matmul", "MatMul"), ("conv", "Conv")])
+def test_every_product_is_in_bfloat16_where_that_is_asked_for(linear: str, kind: str) -> None:
+    done = prepare_file(OnnxFile.load(one("first")), "bf16", linear=linear)
+    assert [(row.op, row.dtype) for row in sparsity(done.file)] == [(kind, "bfloat16")]
+
+
+def test_an_opset_that_would_mean_another_model_is_not_raised() -> None:
+    b = Builder(1, True)
+    last = product(b, "x", 8, 12, "plain", True)
+    pooled = b.add("MaxPool", [last], kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1)
+    for proto in (b.model([pooled], 20), b.model([last], 18)):
+        done = prepare_file(OnnxFile.load(proto), "bf16")
+        assert not done.rounds
+        assert "from opset 22 on" in done.notes[last][-1]
 
 
 def test_negative_zeros_of_sparse_weights_become_positive_ones() -> None:
@@ -996,6 +1013,7 @@ def test_a_convnet_is_compiled(target: str) -> None:
     assert compiled.certificate.status == "VERIFIED"
     layers = json.loads(compiled.artifact.read("layers.json"))
     assert [entry["holds"] for entry in layers] == [True, False, True, True]
+    assert {entry["rounds"] for entry in layers} == {target[-4:]}
     assert "1 positions" in layers[1]["why"]
 
 

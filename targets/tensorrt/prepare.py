@@ -68,15 +68,18 @@ def _prepared(file: OnnxFile, dtype: str | None, linear: str) -> Prepared:
     import onnx_graphsurgeon as gs
 
     from sparsecc.targets.tensorrt.graft import grafted
+    from sparsecc.targets.tensorrt.opsets import raised
     from sparsecc.targets.tensorrt.spelling import respell
     from sparsecc.targets.tensorrt.stored import SUMMED
     from sparsecc.targets.tensorrt.surgeon import Surgeon
     from sparsecc.targets.tensorrt.types import Typing
 
-    file = file.inlined()
+    given = file.inlined()
+    convolves = linear == "conv" or any(node.op_type == "Conv" for node in given.proto.graph.node)
+    file = raised(given) if dtype == "bf16" and convolves else given
     graph = gs.import_onnx(_skeleton(file.proto))
     idle = {id(node) for node in graph.nodes if _is_idle(node, graph)}
-    surgeon, typing = Surgeon(file, graph), Typing(dtype)
+    surgeon, typing = Surgeon(file, graph, dtype), Typing(dtype)
     nodes: list[gs.Node] = []
     origin: dict[str, str] = {}
     for node in graph.nodes:
@@ -91,7 +94,7 @@ def _prepared(file: OnnxFile, dtype: str | None, linear: str) -> Prepared:
         surgeon.before.clear()
         surgeon.after.clear()
     if not surgeon.notes:
-        return Prepared(file)
+        return Prepared(given)
     graph.nodes = _without_dead(nodes, graph, idle)
     proto = grafted(file.proto, gs.export_onnx(graph, do_type_check=False))
     notes = {output: tuple(texts) for output, texts in surgeon.notes.items()}

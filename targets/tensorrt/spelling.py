@@ -75,8 +75,8 @@ def _is_plain(weight: Stored) -> bool:
 
 
 def _conv_takes(surgeon: Surgeon, values: Array) -> bool:
-    """Whether a Conv may have weights of this type."""
-    return values.dtype.name != "bfloat16" or surgeon.file.opset >= 22
+    """Whether a Conv may have weights of this type, and of the one that they will have."""
+    return surgeon.file.opset >= 22 or (values.dtype.name != "bfloat16" and surgeon.dtype != "bf16")
 
 
 def _left(surgeon: Surgeon, node: gs.Node, weight: Stored) -> None:

@@ -19,13 +19,15 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class Surgeon:
-    """A graph under edit.  ``before`` and ``after`` collect the nodes that go around ``node``.
+    """A graph under edit; ``dtype`` is the type that products will be computed in.
 
-    ``notes`` say by output of the original product what was done to it, or why something was not.
+    ``before`` and ``after`` collect the nodes that go around the one at hand.  ``notes`` say by
+    output of the original product what was done to it, or why something was not.
     """
 
     file: OnnxFile
     graph: gs.Graph
+    dtype: str | None = None
     before: list[gs.Node] = field(default_factory=list)
     after: list[gs.Node] = field(default_factory=list)
     notes: dict[str, list[str]] = field(default_factory=dict)
