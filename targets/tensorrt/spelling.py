@@ -162,7 +162,7 @@ def _matrix_product(equation: str, place: int) -> bool | None:
     if len(set(weight)) != 2 or len(set(x)) != len(x) or not x.isalpha() or not weight.isalpha():
         return None
     for summed, kept, flipped in ((weight[1], weight[0], True), (weight[0], weight[1], False)):
-        if x.endswith(summed) and kept not in x and result == x[:-1] + kept:
+        if x.endswith(summed) and result == x[:-1] + kept:
             return flipped
     return None
 

@@ -124,7 +124,7 @@ class Typing:
         count = len(node.inputs) if node.op in _ALL else 1
         backs = [self._back.get(tensor.name) for tensor in node.inputs[:count]]
         known = [back for back in backs if back is not None]
-        if len(known) < count or len({(back.kind, back.to) for back in known}) != 1:
+        if not known or len(known) < count:  # all are of the one type that products are computed in
             return
         kind, to = known[0].kind, known[0].to
         rest = node.inputs[count:]
