@@ -38,17 +38,17 @@ $(BIN)/python:
 
 $(DEV): pyproject.toml $(PINS) | $(BIN)/python
 	@echo "setting up $(VENV) (once; some minutes) ..."
-	$(PIP) -e '.[dev,gs,cuda,zoo]'
+	$(PIP) -e '.[dev,gs,cuda,tensorrt-rtx,zoo]'
 	@touch $@
 
 $(BENCH): $(DEV)
 	@echo "adding what the real models need to $(VENV) (once) ..."
-	$(PIP) -e '.[dev,gs,cuda,zoo,bench]'
+	$(PIP) -e '.[dev,gs,cuda,tensorrt-rtx,zoo,bench]'
 	@touch $@
 
 $(PEERS): $(DEV)
 	@echo "adding the pruners to compare with to $(VENV) (once) ..."
-	$(PIP) -e '.[dev,gs,cuda,zoo,peers]'
+	$(PIP) -e '.[dev,gs,cuda,tensorrt-rtx,zoo,peers]'
 	@touch $@
 
 demo: $(DEV) ## make a trained model smaller and faster, with a certificate (three minutes)

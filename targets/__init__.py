@@ -15,6 +15,7 @@ from sparsecc.target import TargetTable, register, targets
 
 register("cpu", "sparsecc.targets.cpu:Cpu")
 register("onnx", "sparsecc.targets.onnx:Onnx")
+register("tensorrt", "sparsecc.targets.tensorrt.target:Tensorrt")
 for _arch in ("sm80", "sm86", "sm89", "sm90", "sm120"):
     register(_arch, f"sparsecc.targets.cuda.target:{_arch.capitalize()}")
 
