@@ -26,7 +26,6 @@ SINGLE = 2e-4
 PASSES = (ChannelPruning(sparsity=0.5), HeadPruning(sparsity=0.5, head_dims=True))
 #: patterns of which nothing can be removed, and the kind of the reason
 WHOLE = {
-    "lstm_cell": "parameters only",  # its unrolled first step multiplies a weight by zeros
     "writes_through_views": "indexed",  # ScatterND
     "index_with_buffer": "indexed",
     "reordered_channels": "indexed",
