@@ -30,7 +30,6 @@ Axis = tuple[str, int]
 #: patterns where one reader sees more than the other, and why
 DIFFERENT = {
     "rnn_bidirectional": "the exporter unrolls both directions, whose widths need not be equal then",
-    "lstm_cell": "the exporter unrolls the cell, and its first step multiplies a weight by zeros alone",
     "index_with_buffer": "the exporter computes the indices from the buffer",
     "reordered_channels": "the exporter computes the indices from the buffer",
     "channels_by_index": "the exporter computes the indices from the buffer",
