@@ -9,7 +9,7 @@ from typing import Any
 from sparsecc.artifact import Artifact
 from sparsecc.errors import InvalidModel
 from sparsecc.targets.cuda.build import Kernel
-from sparsecc.targets.cuda.launch import chosen, kernels_of
+from sparsecc.targets.cuda.launch import chosen, device_for, kernels_of
 
 LAYERS = "layers.json"
 
@@ -67,6 +67,10 @@ def summary(artifact: Artifact) -> list[str]:
     notes = [
         f"{sparse} of {len(layers)} products run on sparse tensor cores" + (f"; {dense}" if dense else "")
     ]
+    if sparse and device_for(artifact, layers).type == "cpu":
+        notes.append(
+            "no GPU here runs the kernels: they were compiled, and the artifact checked in its CPU form"
+        )
     if sparse:
         notes.append("the speed of the kernels has not been measured on hardware")
     return notes
