@@ -69,7 +69,7 @@ def summary(artifact: Artifact) -> list[str]:
     ]
     if sparse and device_for(artifact, layers).type == "cpu":
         notes.append(
-            "no GPU here runs the kernels: they were compiled, and the artifact checked in its CPU form"
+            "no GPU here runs the kernels: they were compiled, the artifact was checked in its CPU form"
         )
     if sparse:
         notes.append("the speed of the kernels has not been measured on hardware")
