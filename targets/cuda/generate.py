@@ -19,12 +19,18 @@ _ARCH = {"mma.sp": "sm_80", "wgmma.sp": "sm_90a"}  # what TVM is told; the text 
 def gemm_source(config: KernelConfig, problem: Problem, *, name: str) -> Source:
     """CUDA source of ``D = activation(scale * (W X) + bias) + residual``."""
 
+    return emit(signature(config, problem, name), body_of(config, problem), _ARCH[config.instruction])
+
+
+def body_of(config: KernelConfig, problem: Problem) -> Callable[[Emitter, Launch], None]:
+    """What writes the kernel's statements."""
+
     def body(e: Emitter, launch: Launch) -> None:
         tile = Tile.begin(e, config, problem, launch)
         with e.when(tile.exists):
             _WRITERS[config.instruction](tile)
 
-    return emit(signature(config, problem, name), body, _ARCH[config.instruction])
+    return body
 
 
 def signature(config: KernelConfig, problem: Problem, name: str) -> Signature:

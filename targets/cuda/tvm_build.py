@@ -1,4 +1,4 @@
-"""The only module that knows TVM: writing TIRx kernels, and turning them into CUDA source.
+"""What knows TVM: writing TIRx kernels, turning them into CUDA source or into functions of other modules.
 
 TVM is needed where kernels are built, never where they run.  Its interface moves from release to release,
 so that the versions are pinned (requirements/constraints.txt); everything else here is written against
@@ -11,7 +11,7 @@ thereby the list of its instructions, which tests execute one by one.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
@@ -247,33 +247,109 @@ def _source(text: str, name: str) -> Source:
     return Source(text, f"{name}_kernel", tuple(part.removesuffix("_ptr") for part in declared))
 
 
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """A tensor as whoever calls a function passes it: sizes (or their names, where they vary) and type."""
+
+    shape: tuple[int | str, ...]
+    dtype: str
+
+
+def emit_function(
+    signature: Signature,
+    tensors: Mapping[str, Tensor],
+    sizes: Callable[[Mapping[str, Number]], tuple[Mapping[str, Number], Sequence[Number]]],
+    body: Callable[[Emitter, Launch], None],
+    target: Any,
+) -> Any:
+    """The kernel that ``body`` writes as a PrimFunc of typed tensors that launches it, for ``target``.
+
+    ``tensors`` are the function's arguments in order.  ``sizes`` gives the kernel's integers by name and its
+    grid, from the varying sizes by name.  The function is lowered so far that TVM's default pipelines take
+    it beside functions of their own; TVM's pass for TIRx alone would refuse those.
+    """
+    tvm = _Tvm()
+    b = tvm.builder
+    with tvm.ir_builder() as frame:
+        with b.prim_func():
+            b.func_name(signature.name)
+            handles = {name: b.arg(f"{name}_handle", b.handle()) for name in tensors}
+            varying: dict[str, Any] = {}
+            typed = {}
+            for name, tensor in tensors.items():
+                shape = [
+                    varying.setdefault(size, tvm.variable(size)) if isinstance(size, str) else size
+                    for size in tensor.shape
+                ]
+                typed[name] = b.match_buffer(handles[name], shape, tensor.dtype, align=16)
+                tvm.named(f"{name}_tensor", typed[name])
+            scalars, blocks = sizes({name: b.Cast("int32", size) for name, size in varying.items()})
+            b.device_entry()
+            block = b.cta_id(list(blocks))
+            thread = b.thread_id([signature.threads])
+            shared = b.alloc_buffer((signature.shared_bytes,), "uint8", scope="shared.dyn", align=1024)
+            bytes_of = {
+                name: Buffer(tvm.named(name, b.decl_buffer((_UNBOUNDED,), "uint8", data=tensor.data)))
+                for name, tensor in typed.items()
+            }
+            wanted = {name: scalars[name] for name in signature.scalars}
+            launch = Launch(tuple(block), thread, Buffer(tvm.named("shared", shared)), bytes_of, wanted)
+            body(Emitter(tvm, tvm.named), launch)
+        function = frame.get()
+    return tvm.lowered(function, signature.name, target)
+
+
+def load_tvm() -> Any:
+    """The module ``tvm``, imported now (2 to 5 seconds); ``TargetUnavailable`` without the right version."""
+    try:
+        import tvm
+        import tvm.relax
+        import tvm.s_tir
+        import tvm.script.ir_builder
+        import tvm.script.tirx
+        import tvm.target
+        import tvm.tirx.script.builder
+    except ImportError as error:
+        raise TargetUnavailable(
+            f"generating kernels needs TVM ({error}): pip install 'sparsecc[cuda]'"
+        ) from error
+    if tvm.__version__ != PINS["tvm"]:
+        raise TargetUnavailable(
+            f"kernels are generated with TVM {PINS['tvm']}, and {tvm.__version__} is installed: "
+            "pip install 'sparsecc[cuda]'"
+        )
+    return tvm
+
+
 class _Tvm:
-    """TVM's modules, imported when a kernel is written (2 to 5 seconds)."""
+    """TVM's modules, imported when a kernel is written."""
 
     def __init__(self) -> None:
-        try:
-            import tvm
-            import tvm.script.ir_builder
-            import tvm.script.tirx
-            import tvm.target
-            import tvm.tirx.script.builder
-        except ImportError as error:
-            raise TargetUnavailable(
-                f"generating kernels needs TVM ({error}): pip install 'sparsecc[cuda]'"
-            ) from error
-        if tvm.__version__ != PINS["tvm"]:
-            raise TargetUnavailable(
-                f"kernels are generated with TVM {PINS['tvm']}, and {tvm.__version__} is installed: "
-                "pip install 'sparsecc[cuda]'"
-            )
-        self._tvm = tvm
-        self.builder = tvm.tirx.script.builder
-        self.script = tvm.script.tirx
-        self.ir_builder = tvm.script.ir_builder.IRBuilder
+        self._tvm = load_tvm()
+        self.builder = self._tvm.tirx.script.builder
+        self.script = self._tvm.script.tirx
+        self.ir_builder = self._tvm.script.ir_builder.IRBuilder
 
     def named(self, name: str, value: Any) -> Any:
         """``value`` under ``name`` in the source."""
         return self.ir_builder.name(name, value)
+
+    def variable(self, name: str) -> Any:
+        """A size that varies (int64, as sizes are)."""
+        return self._tvm.tirx.Var(name, "int64")
+
+    def lowered(self, function: Any, name: str, target: Any) -> Any:
+        """A TIRx function as plain TIR with thread bindings: the first steps of TVM's pipeline ``tirx``."""
+        steps = self._tvm.tirx.transform
+        module = steps.BindTarget(target)(self._tvm.IRModule({name: function}))
+        for step in (
+            steps.LowerTIRx(),
+            self._tvm.s_tir.transform.UnifyThreadBinding(),
+            steps.StmtSimplify(),
+            steps.LowerTIRxOpaque(),
+        ):
+            module = step(module)
+        return module[name].without_attr("target").without_attr("global_symbol")
 
     def cuda(self, function: Any, arch: str) -> str:
         """Lower a function and give back its CUDA source."""
