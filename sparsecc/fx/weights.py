@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -11,36 +11,12 @@ from sparsecc.errors import PlanConflict
 from sparsecc.fx.capture import find_ties
 from sparsecc.plan import Bypass, Mask, Plan, Renumber, Replace, Take, Write
 
-#: bytes of an intermediate result that stay in the cache
-_CACHED = 1 << 18
-
 
 def taken(tensor: torch.Tensor, takes: Iterable[Take]) -> torch.Tensor:
     """A new tensor with the kept positions; what is dropped first is what shrinks most."""
-    ordered = sorted(takes, key=lambda t: len(t.indices) / t.size)
-    chosen = [(take.axis, torch.from_numpy(take.indices).to(tensor.device)) for take in ordered]
-    if len(chosen) > 1 and tensor.nbytes > 2 * _CACHED and any(axis == 0 for axis, _ in chosen):
-        return _taken_by_rows(tensor, chosen)
     out = tensor
-    for axis, indices in chosen:
-        out = out.index_select(axis, indices)
-    return out
-
-
-def _taken_by_rows(tensor: torch.Tensor, chosen: Sequence[tuple[int, torch.Tensor]]) -> torch.Tensor:
-    """The same, a few positions of axis 0 at a time, so that memory sees each kept value once."""
-    (rows,) = [indices for axis, indices in chosen if axis == 0]
-    *inner, (last, columns) = [pair for pair in chosen if pair[0] != 0]
-    shape = list(tensor.shape)
-    for axis, indices in chosen:
-        shape[axis] = len(indices)
-    out = tensor.new_empty(shape)
-    step = max(1, _CACHED * len(tensor) // tensor.nbytes)
-    for start in range(0, len(rows), step):
-        part = tensor.index_select(0, rows[start : start + step])
-        for axis, indices in inner:
-            part = part.index_select(axis, indices)
-        torch.index_select(part, last, columns, out=out[start : start + step])
+    for take in sorted(takes, key=lambda t: len(t.indices) / t.size):
+        out = out.index_select(take.axis, torch.from_numpy(take.indices).to(tensor.device))
     return out
 
 

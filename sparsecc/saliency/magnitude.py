@@ -94,16 +94,19 @@ class Lp(Criterion):
         import torch
 
         rest = weight.numel() // weight.shape[0]
+        if weight.numel() <= _CHUNK:
+            powers = self._powers(weight.reshape(-1, rest))
+            total = powers.sum(0)
+            return powers.sum(1) if rows else total, total
         parts = weight.detach().split(max(1, _CHUNK // rest))
-        first, total = [], None
+        first, down = [], []
         for part in parts:
             powers = self._powers(part.reshape(-1, rest))
+            down.append(powers.sum(0))
             if rows:
                 first.append(powers.sum(1))
-            down = powers.sum(0)
-            total = down if total is None else total.add_(down)
-        assert total is not None
-        return torch.cat(first) if first else total, total
+        total = torch.stack(down).sum(0)
+        return torch.cat(first) if rows else total, total
 
     def _rows(self, weight: torch.Tensor) -> torch.Tensor:
         """Sums over each position of the first axis, which torch's norm does without a temporary."""
