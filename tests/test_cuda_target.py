@@ -643,3 +643,14 @@ def test_the_listing_and_the_notes_say_what_runs_how(
     assert int(shown["layers"][0]["registers"]) > 16
     assert "not 2:4" in shown["layers"][2]["why"]
     assert CliRunner().invoke(cli, ["inspect", str(tmp_path / "a.scc")]).exit_code == 0
+
+
+def test_half_precision_models_are_held_to_bounds_that_can_fail() -> None:
+    """The bound is that of rounded operands, and not 4,096 units of the model's own short type."""
+    pytest.importorskip("tvm")
+    torch.manual_seed(0)
+    model, x = Block().eval().half(), torch.randn(2, 5, 32).half()
+    compiled = sparsecc.compile(model, (x,), target="sm80", options=ALWAYS)
+    assert compiled.certificate.status == "VERIFIED"
+    bounds = [c.bound for c in compiled.certificate.checks if c.what == "artifact"]
+    assert max(bounds) < 0.1 * float(model(x).abs().max().clamp(min=1))
