@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,6 +23,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.nets import NETS
+
+if TYPE_CHECKING:
+    from sparsecc.fx.capture import Program
 
 
 @dataclass(frozen=True)
@@ -41,37 +45,43 @@ class Line:
 
 def measure(name: str, rounds: int) -> Line:
     """Plan one net ``rounds`` times."""
-    from sparsecc.axes import Analysis
     from sparsecc.fx.capture import capture
+
+    make, shape, limit = NETS[name]
+    torch.manual_seed(0)
+    program = capture(make().eval(), (torch.randn(shape),))
+    rows = []
+    for _ in range(rounds):
+        marks, nodes, copied = _round(program)  # what a round made is freed before the next one starts
+        rows.append([b - a for a, b in itertools.pairwise(marks)])
+    medians = [statistics.median(column) for column in zip(*rows, strict=True)]
+    total = statistics.median(sum(row) for row in rows)
+    reading, analysing, planning, editing = medians
+    return Line(name, nodes, reading, analysing, planning, editing, total, limit, copied)
+
+
+def _round(program: Program) -> tuple[list[float], int, float]:
+    """Times between the steps, nodes, and megabytes of kept weights."""
+    from sparsecc.axes import Analysis
     from sparsecc.fx.module import module_actions, narrowed
     from sparsecc.fx.reader import read
     from sparsecc.passes import ChannelPruning, HeadPruning
     from sparsecc.pipeline import decide
 
-    make, shape, limit = NETS[name]
-    torch.manual_seed(0)
-    program = capture(make().eval(), (torch.randn(shape),))
     assert program.module is not None
-    rows = []
-    copied = 0.0
-    for _ in range(rounds):
-        marks = [time.process_time()]
-        view = read(program)
-        marks.append(time.process_time())
-        analysis = Analysis(view)
-        marks.append(time.process_time())
-        plan = decide(analysis, [ChannelPruning(), HeadPruning(head_dims=True)])
-        marks.append(time.process_time())
-        keeps = analysis.keeps({d.group: np.isin(np.arange(d.size), d.kept) for d in plan.decisions})
-        full = plan.with_actions(module_actions(program, view, plan, keeps))
-        module = narrowed(program.module, full, program.tied)
-        marks.append(time.process_time())
-        copied = sum(p.numel() * p.element_size() for p in module.parameters()) / 1e6
-        rows.append([b - a for a, b in itertools.pairwise(marks)])
-    medians = [statistics.median(column) for column in zip(*rows, strict=True)]
-    total = statistics.median(sum(row) for row in rows)
-    reading, analysing, planning, editing = medians
-    return Line(name, len(view.calls), reading, analysing, planning, editing, total, limit, copied)
+    marks = [time.process_time()]
+    view = read(program)
+    marks.append(time.process_time())
+    analysis = Analysis(view)
+    marks.append(time.process_time())
+    plan = decide(analysis, [ChannelPruning(), HeadPruning(head_dims=True)])
+    marks.append(time.process_time())
+    keeps = analysis.keeps({d.group: np.isin(np.arange(d.size), d.kept) for d in plan.decisions})
+    full = plan.with_actions(module_actions(program, view, plan, keeps))
+    module = narrowed(program.module, full, program.tied)
+    marks.append(time.process_time())
+    copied = sum(p.numel() * p.element_size() for p in module.parameters()) / 1e6
+    return marks, len(view.calls), copied
 
 
 def import_times(rounds: int) -> tuple[float, float]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,11 +13,32 @@ from sparsecc.fx.capture import find_ties
 from sparsecc.plan import Bypass, Mask, Plan, Renumber, Replace, Take, Write
 
 
-def taken(tensor: torch.Tensor, takes: Iterable[Take]) -> torch.Tensor:
+class Scratch:
+    """Memory for what is thrown away again: new pages cost as much as what is written into them."""
+
+    def __init__(self) -> None:
+        self._buffers: dict[torch.dtype, torch.Tensor] = {}
+
+    def tensor(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        """Memory in the CPU's, with any contents, until the next call."""
+        count = math.prod(shape)
+        buffer = self._buffers.get(dtype)
+        if buffer is None or buffer.numel() < count:
+            buffer = self._buffers[dtype] = torch.empty(count, dtype=dtype)
+        return buffer[:count].view(shape)
+
+
+def taken(tensor: torch.Tensor, takes: Iterable[Take], scratch: Scratch | None = None) -> torch.Tensor:
     """A new tensor with the kept positions; what is dropped first is what shrinks most."""
+    order = sorted(takes, key=lambda t: (len(t.indices) / t.size, t.axis))
     out = tensor
-    for take in sorted(takes, key=lambda t: len(t.indices) / t.size):
-        out = out.index_select(take.axis, torch.from_numpy(take.indices).to(tensor.device))
+    for count, take in enumerate(order, 1):
+        indices = torch.from_numpy(take.indices)
+        if scratch is not None and count == 1 < len(order) and tensor.device.type == "cpu":
+            shape = (*out.shape[: take.axis], len(indices), *out.shape[take.axis + 1 :])
+            out = torch.index_select(out, take.axis, indices, out=scratch.tensor(shape, out.dtype))
+        else:
+            out = out.index_select(take.axis, indices.to(tensor.device))
     return out
 
 
@@ -47,6 +69,7 @@ class WeightActions:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
+        self.scratch = Scratch()
         self.valued = {a.weight for a in (*plan.of(Write), *plan.of(Mask))}
         self.takes: dict[str, list[Take]] = {}
         self.uses: dict[tuple[str, str, int], list[Take]] = {}
@@ -75,7 +98,7 @@ class WeightActions:
             tensor = substituted(self.plan, name, tensor)
         if name in self.numbers:
             tensor = _in_form_of(tensor, self.numbers[name].values)
-        return taken(tensor, self.takes.get(name, ()))
+        return taken(tensor, self.takes.get(name, ()), self.scratch)
 
     def edit_use(self, use: tuple[str, str, int], tensor: torch.Tensor) -> torch.Tensor:
         """The version of a constant that one of its uses, a key of ``uses``, gets."""
