@@ -13,11 +13,25 @@ from sparsecc.passes.dead_channels import DeadChannelElimination
 from sparsecc.passes.depth import DepthPruning
 from sparsecc.passes.head import HeadPruning
 from sparsecc.passes.nm_pattern import NMPattern
+from sparsecc.passes.reconstruction import Reconstruction
+from sparsecc.passes.reestimation import BatchNormReestimation, BiasCorrection
+from sparsecc.passes.sparse_gpt import SparseGPT
 from sparsecc.transform import Pass
 
 #: name -> pass: what is in this folder
 PASSES: dict[str, type[Pass]] = {
-    p.__name__: p for p in (ChannelPruning, HeadPruning, DepthPruning, DeadChannelElimination, NMPattern)
+    p.__name__: p
+    for p in (
+        ChannelPruning,
+        HeadPruning,
+        DepthPruning,
+        DeadChannelElimination,
+        NMPattern,
+        SparseGPT,
+        Reconstruction,
+        BatchNormReestimation,
+        BiasCorrection,
+    )
 }
 
 
@@ -42,10 +56,14 @@ def known() -> dict[str, type[Pass]]:
 
 __all__ = [
     "PASSES",
+    "BatchNormReestimation",
+    "BiasCorrection",
     "ChannelPruning",
     "DeadChannelElimination",
     "DepthPruning",
     "HeadPruning",
     "NMPattern",
+    "Reconstruction",
+    "SparseGPT",
     "known",
 ]

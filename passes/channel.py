@@ -42,12 +42,14 @@ class ChannelPruning(Pass):
         chosen: Selected = select(
             analysis, ("channel",), include=self.include, exclude=self.exclude, residual=self.residual
         )
+        ranking = saliency or Saliency(analysis)
+        groups, unknown = ranking.rankable(chosen.groups)
         kept = allocate(
-            chosen.groups,
-            saliency or Saliency(analysis),
+            groups,
+            ranking,
             self.sparsity,
             allocation=self.allocation,
             multiple_of=self.multiple_of,
             min_keep=self.min_keep,
         )
-        return Choice(kept, (), chosen.skips)
+        return Choice(kept, (), (*chosen.skips, *unknown))

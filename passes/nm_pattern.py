@@ -34,7 +34,7 @@ class NMPattern(Pass):
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     permute: bool = False
-    elements: ClassVar[bool] = True
+    turn: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
         NM.parse(self.pattern)

@@ -12,6 +12,7 @@ from typing import Any
 import sparsecc.targets  # noqa: F401  (fills the table of targets)
 from sparsecc.apply import check_fits
 from sparsecc.axes.analysis import Analysis
+from sparsecc.calibration import CalibrationData, Statistics
 from sparsecc.compiled import Built, Compiled, load
 from sparsecc.errors import InvalidOption
 from sparsecc.lowered import certify_artifact, check_lowered, lowered
@@ -46,6 +47,7 @@ def prune(
     exclude: Iterable[Any] = (),
     multiple_of: int = 1,
     min_keep: int = 1,
+    calibration: Any = None,
     seed: int = 0,
     dynamic_shapes: Any = None,
     latency: bool = False,
@@ -59,7 +61,9 @@ def prune(
     graphsurgeon Graph.  ``sparsity`` alone removes that share of the positions of every prunable
     group: channels, neurons, residual widths, heads and head dimensions.  ``recipe`` (passes or
     their text form) says more; ``include`` and ``exclude`` take name patterns, modules and module
-    types.  ``seed`` makes random saliency reproducible.  ``latency`` measures both models on this
+    types.  ``saliency`` names a criterion; ``calibration``, batches of inputs or ``CalibrationData``, is what
+    those that need data and passes such as ``SparseGPT`` run the model on.  ``seed`` makes random saliency
+    reproducible.  ``latency`` measures both models on this
     machine.  ``progress`` is told the name of each stage as it begins.
 
     Raises InvalidOption, InvalidModel, UnsupportedModel, and VerificationFailed where the result
@@ -100,8 +104,11 @@ def prune(
             )
         passes = steps(recipe, known())
 
-    def scores(analysis: Analysis) -> Saliency:
-        return Saliency(analysis, chosen, reduction=reduction, normaliser=normaliser)
+    def scores(subject: Subject) -> Saliency:
+        found = None if calibration is None else _statistics(subject, calibration, progress)
+        return Saliency(
+            subject.analysis, chosen, reduction=reduction, normaliser=normaliser, statistics=found
+        )
 
     return run(
         model,
@@ -292,6 +299,13 @@ def _build(
     for note in report.notes:
         print(f"sparsecc: {note}", file=sys.stderr)
     return Built(replace(artifact, manifest=manifest), result.plan, certificate, report)
+
+
+def _statistics(subject: Subject, calibration: Any, progress: Progress) -> Statistics:
+    def advance(done: int, count: int | None, what: str) -> None:
+        progress(f"calibrate: {what}, batch {done}" + ("" if count is None else f" of {count}"))
+
+    return Statistics(subject, CalibrationData.of(calibration), advance)
 
 
 def _call(executor: Executor, arguments: Arguments) -> AbstractContextManager[Callable[[], object]]:

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from sparsecc.axes.analysis import Analysis, Group
-from sparsecc.axes.terms import resolve
+from sparsecc.axes.terms import atoms, resolve
+from sparsecc.errors import InvalidOption
 from sparsecc.graph import Call, Value, View
 from sparsecc.plan import Bypass, Skip
 from sparsecc.saliency import Saliency
@@ -223,7 +224,8 @@ def common_path(names: Sequence[str]) -> str:
 
 # -- ranking them -----------------------------------------------------------------------------------
 
-BlockSaliency = Callable[[Analysis, Block, Saliency], float]
+#: scores of blocks; higher ones are kept
+BlockSaliency = Callable[[Analysis, Sequence[Block], Saliency], list[float]]
 
 _ROWS = {"linear": (1, 0), "conv": (1, 0), "conv_transpose": (1, 1), "matmul": (1, -1), "addmm": (2, -1)}
 
@@ -274,6 +276,11 @@ def _row_magnitudes(analysis: Analysis, call: Call, saliency: Saliency) -> Float
         weight = view.weight(value.weight)
         criterion = saliency.criterion
         (scores,) = criterion.scores(value.weight, weight, [axis % weight.dim()], saliency.statistics)
+        if scores is None:
+            raise InvalidOption(
+                f"{type(criterion).__name__} scores no outputs of layers, by which blocks are ranked; give "
+                'DepthPruning(rank="influence"), or another saliency'
+            )
         return np.asarray(criterion.finish(scores), np.float64)
     return None
 
@@ -298,8 +305,28 @@ def _scaled(analysis: Analysis, call: Call, scale: Floats) -> Floats:
     return scale * factor
 
 
-#: how blocks are ranked; criteria that need data read ``saliency.statistics``
-BLOCK_SALIENCIES: dict[str, BlockSaliency] = {"magnitude": magnitude}
+def magnitudes(analysis: Analysis, blocks: Sequence[Block], saliency: Saliency) -> list[float]:
+    """The magnitude of every block."""
+    return [magnitude(analysis, block, saliency) for block in blocks]
+
+
+def influence(analysis: Analysis, blocks: Sequence[Block], saliency: Saliency) -> list[float]:
+    """By how much blocks turn what passes through them, on calibration data."""
+    from sparsecc.calibration import influences
+    from sparsecc.recovery.needs import needed
+
+    found = needed(saliency, 'DepthPruning(rank="influence")')
+    return influences(found, [(b.source, b.output, _features(analysis, b.output)) for b in blocks])
+
+
+def _features(analysis: Analysis, value: Value) -> int | None:
+    """The axis that holds positions of a group: channels, or the width of a residual stream."""
+    axes = enumerate(analysis.solver.axes[value])
+    return next((d for d, t in axes if any(a.frozen is None and a.size > 1 for a in atoms(t))), None)
+
+
+#: how blocks are ranked
+BLOCK_SALIENCIES: dict[str, BlockSaliency] = {"magnitude": magnitudes, "influence": influence}
 
 
 # -- bypassing them ---------------------------------------------------------------------------------

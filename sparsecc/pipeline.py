@@ -24,6 +24,9 @@ from sparsecc.verification import Certificate, certify
 #: told the name of each stage as it begins
 Progress = Callable[[str], None]
 
+#: makes the saliency of a captured model
+Ranking = Callable[[Subject], Saliency]
+
 
 def silent(stage: str) -> None:
     """The ``Progress`` that tells nobody."""
@@ -73,7 +76,8 @@ def decide(analysis: Analysis, passes: Sequence[Pass], saliency: Saliency | None
     """The joint plan of several passes: a later pass sees only what earlier ones left alone.
 
     Groups that are only in blocks that some pass bypasses are not decided on.  Passes that choose single
-    elements come last, because the axes of those elements have to be as long as they will be.
+    elements come after those that remove positions, because the axes of those elements have to be as long as
+    they will be, and passes that make up for what went come last.
     """
     kept: dict[str, Kept] = {}
     by: dict[str, str] = {}
@@ -85,11 +89,11 @@ def decide(analysis: Analysis, passes: Sequence[Pass], saliency: Saliency | None
         raise InvalidOption(
             "a recipe cannot mix lossless passes with pruning passes; run slim() first, then prune()"
         )
-    for step in sorted(passes, key=lambda p: p.elements):
+    for step in sorted(passes, key=lambda p: p.turn):
         left = _without(analysis, actions)
         kept = _still_there(left, kept)
         choice: Choice = step.choose(left.after(given(analysis, kept, actions)), saliency)
-        fresh = {n: m for n, m in choice.kept.items() if n not in kept or step.elements}
+        fresh = {n: m for n, m in choice.kept.items() if n not in kept or step.turn > 0}
         kept.update(fresh)
         by.update({n: type(step).__name__ for n in fresh if n not in by})
         actions.extend(choice.actions)
@@ -120,7 +124,7 @@ def given(analysis: Analysis, kept: Mapping[str, Kept], actions: Sequence[Action
         if isinstance(action, Mask):
             masks[action.weight] = masks.get(action.weight, True) & action.keep
     gone = dropped(analysis.view, (a for a in actions if isinstance(a, Bypass)))
-    return Given(kept, masks, gone.weights)
+    return Given(kept, masks, gone.weights, tuple(actions))
 
 
 def _without(analysis: Analysis, actions: Sequence[Action]) -> Analysis:
@@ -139,7 +143,7 @@ def run(
     passes: Sequence[Pass],
     *,
     verify: bool = True,
-    saliency: Any = None,
+    saliency: Ranking | None = None,
     dynamic_shapes: Any = None,
     latency: bool = False,
     progress: Progress = silent,
@@ -158,7 +162,7 @@ def settle(
     passes: Sequence[Pass],
     *,
     verify: bool = True,
-    saliency: Any = None,
+    saliency: Ranking | None = None,
     latency: bool = False,
     progress: Progress = silent,
 ) -> Pruned:
@@ -169,7 +173,7 @@ def settle(
     """
     progress("analyse")
     analysis = subject.analysis
-    scores = saliency(analysis) if saliency is not None else Saliency(analysis)
+    scores = saliency(subject) if saliency is not None else Saliency(analysis)
     while True:
         progress("plan")
         plan = None

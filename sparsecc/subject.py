@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,13 +14,26 @@ import torch
 from sparsecc.axes.analysis import Analysis
 from sparsecc.axes.terms import Kept
 from sparsecc.errors import PlanConflict
-from sparsecc.graph import View
+from sparsecc.graph import Call, View
 from sparsecc.lowering import kept_of
 from sparsecc.plan import Plan
 
 Inputs = Any
 Outputs = list[Any]
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call of the view about to run: ``run`` computes its outputs from operands in canonical order."""
+
+    call: Call
+    operands: list[Any]
+    run: Callable[[list[Any]], tuple[Any, ...]]
+
+
+#: yields every call before it runs, takes its outputs, and ends with the flat outputs of the model
+Stepping = Generator[Step, tuple[Any, ...], Outputs]
 
 
 def real(y: Any) -> Any:
@@ -108,6 +121,27 @@ class Subject(ABC):
         self, plan: Plan, kept: Mapping[str, Kept], inputs: Inputs, dtype: torch.dtype | None = None
     ) -> Outputs:
         """Outputs of the original graph under masked semantics."""
+
+    @abstractmethod
+    def stepping(
+        self,
+        inputs: Inputs,
+        *,
+        weights: Mapping[str, torch.Tensor] | None = None,
+        plan: Plan | None = None,
+    ) -> Stepping:
+        """The original in its own dtype, call by call, with ``weights`` in the place of its own.
+
+        With ``plan`` every call runs under masked semantics.  Gradients are the caller's affair.
+        """
+
+    @abstractmethod
+    def bound(self, example_inputs: Any) -> Inputs:
+        """Inputs given as ``example_inputs`` are, for a run; raises InvalidOption where they do not fit."""
+
+    @abstractmethod
+    def structured(self, outputs: Outputs) -> Any:
+        """Flat outputs in the form in which the model gives them (ONNX: a dict by name)."""
 
     @abstractmethod
     def apply(self, plan: Plan, kept: Mapping[str, Kept]) -> Applied:

@@ -37,13 +37,13 @@ class Pass:
     """A frozen set of options with a pure ``choose``.
 
     Subclasses are frozen dataclasses; their fields are their options.  ``mode`` says what the
-    result must equal: ``prune`` the masked original, ``slim`` the original.  Passes with ``elements``
-    choose single elements of weights: they decide after those that remove positions, wherever a
-    recipe names them.
+    result must equal: ``prune`` the masked original, ``slim`` the original.  ``turn`` orders the passes of
+    a recipe: those that remove positions (0), those that choose single elements of weights (1), those that
+    change the values of what is left (2).
     """
 
     mode: ClassVar[Literal["prune", "slim"]] = "prune"
-    elements: ClassVar[bool] = False
+    turn: ClassVar[int] = 0
 
     def choose(self, analysis: Analysis, saliency: Saliency | None = None) -> Choice:
         """Decide, given coupled groups and (where the pass ranks) their saliency."""

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
@@ -17,7 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from sparsecc.blocks import common_path, residual_blocks
+import sparsecc
+from sparsecc.blocks import BLOCK_SALIENCIES, common_path, residual_blocks
+from sparsecc.calibration import CalibrationData, Statistics
 from sparsecc.errors import InvalidOption
 from sparsecc.fx.capture import capture
 from sparsecc.fx.to_onnx import to_onnx
@@ -25,6 +28,7 @@ from sparsecc.passes import PASSES, ChannelPruning, DepthPruning
 from sparsecc.pipeline import Pruned, open_subject, run
 from sparsecc.plan import Bypass, Plan, Replace
 from sparsecc.recipe import parse
+from sparsecc.saliency import Saliency
 from tests.oracles import call, widened, zeroed
 
 EXACT = 1e-12
@@ -546,3 +550,61 @@ def test_onnx_block_at_the_end() -> None:
     assert result.certificate.status == "VERIFIED"
     assert [o.name for o in result.model.graph.output] == [o.name for o in proto.graph.output]
     assert error(ort_outputs(result.model, {proto.graph.input[0].name: x}), [model.c(x).detach()]) <= 1e-6
+
+
+def test_influence_is_one_minus_the_cosine_of_what_passes() -> None:
+    """Block influence of ShortGPT, from module hooks; the block that turns least goes first."""
+    torch.manual_seed(0)
+
+    class Residual(nn.Module):
+        def __init__(self, scale: float) -> None:
+            super().__init__()
+            self.up, self.down, self.scale = nn.Linear(8, 16), nn.Linear(16, 8), scale
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + self.scale * self.down(self.up(x).relu())
+
+    blocks = nn.Sequential(Residual(2.0), Residual(0.05), Residual(1.0))
+    net = nn.Sequential(nn.Linear(5, 8), *blocks, nn.Linear(8, 3)).eval()
+    data = [torch.randn(4, 6, 5), torch.randn(2, 6, 5)]
+    pairs: dict[nn.Module, list[torch.Tensor]] = {}
+    for block in blocks:
+        block.register_forward_hook(
+            lambda m, args, y: pairs.setdefault(m, []).append(
+                1 - torch.cosine_similarity(args[0].double(), y.double(), -1).reshape(-1)
+            )
+        )
+    with torch.no_grad():
+        for batch in data:
+            net(batch)
+    want = [float(torch.cat(pairs[b]).mean()) for b in blocks]
+    subject = open_subject(net, (data[0],))
+    saliency = Saliency(subject.analysis, statistics=Statistics(subject, CalibrationData(data)))
+    found, _ = residual_blocks(subject.analysis)
+    got = BLOCK_SALIENCIES["influence"](subject.analysis, found, saliency)
+    np.testing.assert_allclose(got, want, rtol=1e-5)
+    recipe = DepthPruning(sparsity=0.34, rank="influence")
+    result = sparsecc.prune(net, (data[0],), recipe=recipe, calibration=data)
+    assert result.certificate.status == "VERIFIED"
+    (gone,) = [a.block for a in result.plan.actions if isinstance(a, Bypass)]
+    assert gone == found[int(np.argmin(want))].name
+
+
+def test_influence_needs_data() -> None:
+    """Without calibration data the error names the pass and the argument."""
+    recipe = DepthPruning(sparsity=0.5, rank="influence")
+    with pytest.raises(InvalidOption, match="calibration="):
+        sparsecc.prune(_two_blocks(), (torch.randn(2, 8),), recipe=recipe)
+
+
+def _two_blocks() -> nn.Module:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 8), nn.Linear(8, 8)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = x + self.a(x).relu()
+            return x + self.b(x).relu()
+
+    return Twice().eval()

@@ -36,6 +36,7 @@ from sparsecc.axes.unify import freeze
 from sparsecc.errors import PlanConflict, UnsupportedModel
 from sparsecc.graph import Call, Value, View
 from sparsecc.memory import without_collecting
+from sparsecc.plan import Action
 
 GroupKind = Literal["channel", "head", "head_dim"]
 
@@ -85,11 +86,15 @@ class Frozen:
 
 @dataclass(frozen=True)
 class Given:
-    """What earlier passes of a recipe decided: kept positions, masks of weights, weights that are gone."""
+    """What earlier passes of a recipe decided: kept positions, masks of weights, weights that are gone.
+
+    ``actions`` are all that they want done besides.
+    """
 
     kept: Mapping[str, Kept] = field(default_factory=dict)
     masks: Mapping[str, npt.NDArray[np.bool_]] = field(default_factory=dict)
     lost: frozenset[str] = frozenset()
+    actions: tuple[Action, ...] = ()
 
 
 class Analysis:

@@ -191,7 +191,22 @@ def _listing(artifact: Any) -> list[dict[str, str]]:
 @click.option(
     "--recipe", metavar="TEXT", help="Passes, such as 'ChannelPruning(sparsity=0.3); HeadPruning()'."
 )
-@click.option("--saliency", default="l2", show_default=True, help="Criterion: l1, l2, lp (as l1.5), random.")
+@click.option(
+    "--saliency",
+    default="l2",
+    show_default=True,
+    help="Criterion: l1, l2, lp (as l1.5), random; with data wanda, activation, apoz, obs, synflow.",
+)
+@click.option(
+    "--calibration",
+    "calibration",
+    multiple=True,
+    metavar="NAME=FILE.npy",
+    help="What the model is run on to rank and to recover: an array per input, samples along its first axis.",
+)
+@click.option(
+    "--calibration-batch", type=int, default=8, show_default=True, help="Samples that are run together."
+)
 @click.option("--allocation", default="uniform", show_default=True, help="uniform or global.")
 @click.option(
     "--include", multiple=True, metavar="PATTERN", help="Touch only parameters so named (layer1.*)."
@@ -211,11 +226,16 @@ def prune(
     plan_out: str | None,
     force: bool,
     no_verify: bool,
+    calibration: tuple[str, ...],
+    calibration_batch: int,
     **options: Any,
 ) -> None:
     """See the help of the command."""
     import sparsecc
+    from sparsecc.cli.models import read_calibration
 
+    if calibration:
+        options["calibration"] = read_calibration(calibration, calibration_batch)
     _produce(
         run, sparsecc.prune, model, inputs, dims, output, plan_out, force, verify=not no_verify, **options
     )

@@ -18,6 +18,7 @@ from sparsecc.errors import InvalidModel, InvalidOption
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+    import torch
 
     from sparsecc.onnxfile.model import OnnxFile
     from sparsecc.onnxfile.shapes import DimKey
@@ -174,26 +175,44 @@ def _restored(path: str, plan: Plan, given: Given) -> Any:
     return module
 
 
-def read_inputs(items: Sequence[str]) -> dict[str, npt.NDArray[np.generic]]:
+def read_calibration(items: Sequence[str], size: int) -> list[dict[str, torch.Tensor]]:
+    """Batches by input name from arrays that hold samples along their first axes."""
+    import torch
+
+    arrays = read_inputs(items, "--calibration")
+    lengths = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
+    if len(set(lengths.values())) != 1 or not min(lengths.values()):
+        told = ", ".join(f"{name} {count}" for name, count in lengths.items())
+        raise InvalidOption(
+            f"--calibration: every input needs as many samples, one or more; there are {told}"
+        )
+    if size < 1:
+        raise InvalidOption(f"--calibration-batch {size}: give a positive number of samples")
+    count = next(iter(lengths.values()))
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    return [{n: t[at : at + size] for n, t in tensors.items()} for at in range(0, count, size)]
+
+
+def read_inputs(items: Sequence[str], option: str = "--input") -> dict[str, npt.NDArray[np.generic]]:
     """Arrays by name from ``name=file.npy``; pickled content is refused."""
     import numpy as np
 
     found: dict[str, npt.NDArray[np.generic]] = {}
     for item in items:
-        name, file = _pair("--input", item, "file.npy")
+        name, file = _pair(option, item, "file.npy")
         try:
             array = np.load(file, allow_pickle=False)
         except FileNotFoundError:
-            raise InvalidOption(f"--input {item}: there is no file {file}") from None
+            raise InvalidOption(f"{option} {item}: there is no file {file}") from None
         except (OSError, ValueError, EOFError, MemoryError, OverflowError, SyntaxError) as error:
             first = (str(error) or type(error).__name__).splitlines()[0]
             raise InvalidOption(
-                f"--input {item}: {file} is no array that numpy.save wrote ({first})"
+                f"{option} {item}: {file} is no array that numpy.save wrote ({first})"
             ) from error
         if not isinstance(array, np.ndarray):
-            raise InvalidOption(f"--input {item}: {file} holds several arrays; give one .npy file per input")
+            raise InvalidOption(f"{option} {item}: {file} holds several arrays; give one .npy file per input")
         if name in found:
-            raise InvalidOption(f"--input: {name!r} is given twice")
+            raise InvalidOption(f"{option}: {name!r} is given twice")
         found[name] = array
     return found
 

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from sparsecc.axes.analysis import Analysis, Keeps
 from sparsecc.axes.terms import Kept
 from sparsecc.errors import InvalidOption, SparseccError, UnsupportedModel
-from sparsecc.fx.capture import Program, capture, evaluating, recapture
+from sparsecc.fx.capture import Program, capture, evaluating, recapture, split_inputs
 from sparsecc.fx.config import changed, descriptions, has_config, rebuilt
 from sparsecc.fx.editor import edit
 from sparsecc.fx.inputs import synthesised
@@ -28,8 +28,8 @@ from sparsecc.graph import View
 from sparsecc.plan import Bypass, Mask, Plan, SetModule, Take, Write
 from sparsecc.reference.masked import Masked
 from sparsecc.reference.node_checks import check_nodes
-from sparsecc.reference.torch_run import ProgramRunner, masked_hook
-from sparsecc.subject import Applied, Arguments, NodeCheck, Outputs, Subject
+from sparsecc.reference.torch_run import MaskedCalls, ProgramRunner, masked_hook, result_of, runs
+from sparsecc.subject import Applied, Arguments, NodeCheck, Outputs, Step, Stepping, Subject
 from sparsecc.verification.check import FLOAT64_BOUND, RUNS, distance
 
 
@@ -138,8 +138,59 @@ class TorchSubject(Subject):
         return ProgramRunner(self.program, dtype=dtype, overrides=overrides)
 
     def _hook(self, plan: Plan, kept: Mapping[str, Kept]) -> Any:
+        masking = self._masking(plan, kept)
+        return masked_hook(self.view, masking.masked, masking.around)
+
+    def _masking(self, plan: Plan, kept: Mapping[str, Kept]) -> MaskedCalls:
         bypassed = {b.output: b.source for b in plan.of(Bypass)}
-        return masked_hook(self.view, Masked(self.analysis.keeps(kept)), bypassed)
+        return MaskedCalls(self.view, Masked(self.analysis.keeps(kept)), bypassed)
+
+    def stepping(
+        self,
+        inputs: list[Any],
+        *,
+        weights: Mapping[str, torch.Tensor] | None = None,
+        plan: Plan | None = None,
+    ) -> Stepping:
+        """The original program, call by call."""
+        runner = (
+            ProgramRunner(self.program, overrides=weights)
+            if plan is None
+            else self._masked_runner(plan, None)
+        )
+        masking = None if plan is None else self._masking(plan, self.kept(plan))
+        calls = {call.raw: call for call in self.view.calls}
+        env: dict[Any, Any] = {}
+        steps = runner.steps(inputs, env)
+        try:
+            node, default = next(steps)
+            while True:
+                call = calls.get(node)
+                if call is None:
+                    found = default({})
+                elif masking is None:
+                    operands = [None if ref is None else env[ref] for ref in call.refs]
+                    found = result_of(node, (yield Step(call, operands, runs(call, default))))
+                else:
+                    run = partial(masking.masked, call, default=runs(call, default))
+                    found = result_of(node, (yield Step(call, masking.operands(call, env), run)))
+                node, default = steps.send(found)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+
+    def bound(self, example_inputs: Any) -> list[Any]:
+        """Flat inputs from a tensor, a tuple of positional or a dict of keyword inputs."""
+        args, kwargs = split_inputs(example_inputs)
+        flat = self.program.flat_inputs(args, kwargs)
+        placeholders = {n.name: n.meta["val"] for n in self.program.graph.nodes if n.op == "placeholder"}
+        for name, leaf in zip(self.program.inputs, flat, strict=True):
+            if isinstance(leaf, torch.Tensor):
+                _check_fits(name, leaf, placeholders[name])
+        return flat
+
+    def structured(self, outputs: Outputs) -> Any:
+        """What the module returns."""
+        return pytree.tree_unflatten(outputs, self.program.out_spec)
 
     def apply(self, plan: Plan, kept: Mapping[str, Kept]) -> AppliedTorch:
         """The user's class where it can express the plan, else the graph as a module."""
@@ -261,6 +312,17 @@ class TorchSubject(Subject):
         dummy = pytree.tree_unflatten(list(range(count)), self.program.out_spec)
         paths, _ = pytree.tree_flatten_with_path(dummy)
         return ["output" + pytree.keystr(path) for path, _ in paths]
+
+
+def _check_fits(name: str, given: torch.Tensor, like: torch.Tensor) -> None:
+    """Raise InvalidOption where a tensor has another dtype than an input, or a size that is not free."""
+    if given.dtype != like.dtype:
+        raise InvalidOption(f"input {name!r} is {given.dtype}, the model takes {like.dtype}: convert it")
+    sizes = [n if isinstance(n, int) else None for n in like.shape]
+    fits = len(sizes) == given.dim() and all(n in (None, m) for n, m in zip(sizes, given.shape, strict=True))
+    if not fits:
+        shown = [n or "any" for n in sizes]
+        raise InvalidOption(f"input {name!r} has shape {list(given.shape)}, the model takes {shown}")
 
 
 def _loads(changes: Sequence[SetModule]) -> str:

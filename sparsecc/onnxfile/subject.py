@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ from sparsecc.plan import Bypass, Mask, Plan, Write
 from sparsecc.reference.masked import Masked
 from sparsecc.reference.onnx_node_checks import check_nodes
 from sparsecc.reference.onnx_run import Hook, Runner, check_input
-from sparsecc.subject import Applied, Arguments, NodeCheck, Outputs, Subject
+from sparsecc.subject import Applied, Arguments, NodeCheck, Outputs, Step, Stepping, Subject
 
 Named = dict[str, torch.Tensor]
 
@@ -213,15 +213,56 @@ class OnnxSubject(Subject):
         sources = set(bypassed.values())
 
         def hook(node: NodeProto, index: int, inputs: list[Any], default: Any) -> tuple[Any, ...]:
-            for name, value in zip(node.input, inputs, strict=True):
-                if name in sources:
-                    remembered[name] = value
+            remembered.update(_wanted(node, inputs, sources))
             if node.output and node.output[0] in bypassed:
                 return (remembered[bypassed[node.output[0]]],)
             call = calls.get(index)
             return default(inputs) if call is None else masked_call(call, masked, inputs, default)
 
         return hook
+
+    def stepping(
+        self,
+        inputs: Named,
+        *,
+        weights: Mapping[str, torch.Tensor] | None = None,
+        plan: Plan | None = None,
+    ) -> Stepping:
+        """The original graph, call by call."""
+        file = self.file if plan is None else self._substituted(plan)
+        masked = None if plan is None else Masked(self.analysis.keeps(self.kept(plan)))
+        bypassed = {} if plan is None else {b.output: b.source for b in plan.of(Bypass)}
+        calls = {call.raw: call for call in self.view.calls}
+        steps = Runner(file, cache=False, weights=weights).steps(inputs)
+        remembered: dict[str, Any] = {}
+        try:
+            node, index, given, default = next(steps)
+            while True:
+                remembered.update(_wanted(node, given, bypassed.values()))
+                call = calls.get(index)
+                if node.output and node.output[0] in bypassed:
+                    found: tuple[Any, ...] = (remembered[bypassed[node.output[0]]],)
+                elif call is None:
+                    found = default(given)
+                else:
+                    operands, run = canonical(call, given, default)
+                    masking = run if masked is None else partial(masked, call, default=run)
+                    found = yield Step(call, operands, masking)
+                node, index, given, default = steps.send(found)
+        except StopIteration as end:
+            return [end.value[v.name] for v in self.file.proto.graph.output]
+
+    def bound(self, example_inputs: Any) -> Named:
+        """Inputs by name, from a mapping, a sequence in input order, or the one input."""
+        named = self._named(example_inputs)
+        missing = [v.name for v in self.file.inputs if v.name not in named]
+        if missing:
+            raise InvalidOption(f"no value for {', '.join(missing)}; the model takes it as input")
+        return named
+
+    def structured(self, outputs: Outputs) -> dict[str, Any]:
+        """Outputs by name."""
+        return dict(zip(self.output_names, outputs, strict=True))
 
     def apply(self, plan: Plan, kept: Mapping[str, Kept]) -> AppliedOnnx:
         """The edited model; an empty plan gives back what was given, byte for byte."""
@@ -272,8 +313,15 @@ def _in_kind(edited: OnnxFile) -> Any:
         return edited
 
 
-def masked_call(call: Call, masked: Masked, inputs: list[Any], default: Any) -> tuple[Any, ...]:
-    """One node under masked semantics: canonical operands in, the node's inputs out."""
+def _wanted(node: NodeProto, inputs: list[Any], names: Collection[str]) -> dict[str, Any]:
+    """Those inputs of a node that have one of these names."""
+    return {name: value for name, value in zip(node.input, inputs, strict=True) if name in names}
+
+
+def canonical(
+    call: Call, inputs: list[Any], default: Any
+) -> tuple[list[Any], Callable[[list[Any]], tuple[Any, ...]]]:
+    """A node's inputs as operands in canonical order, and the node as a function of these."""
     operands = [None if ref is None else inputs[ref] for ref in call.refs]
 
     def run(new: list[torch.Tensor | None]) -> tuple[Any, ...]:
@@ -283,4 +331,10 @@ def masked_call(call: Call, masked: Masked, inputs: list[Any], default: Any) -> 
                 substituted[ref] = tensor
         return default(substituted)  # type: ignore[no-any-return]
 
+    return operands, run
+
+
+def masked_call(call: Call, masked: Masked, inputs: list[Any], default: Any) -> tuple[Any, ...]:
+    """One node under masked semantics: canonical operands in, the node's inputs out."""
+    operands, run = canonical(call, inputs, default)
     return masked(call, operands, run)

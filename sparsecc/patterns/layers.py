@@ -48,7 +48,7 @@ class Layer:
 
 
 @dataclass(frozen=True, slots=True)
-class _Seen:
+class Seen:
     """A weight as a call sees it: ``dims[d]`` is the weight's axis behind axis ``d``, None for new ones."""
 
     value: Value
@@ -58,20 +58,16 @@ class _Seen:
 def layers(analysis: Analysis) -> list[Layer]:
     """Every weight of two or more axes that some sum of products reads, in graph order."""
     view = analysis.view
-    readers: dict[Value, list[tuple[Call, int]]] = {}
-    for call in view.calls:
-        for index, value in enumerate(call.inputs):
-            if value is not None:
-                readers.setdefault(value, []).append((call, index))
+    readers = readers_of(view)
     place = {call: i for i, call in enumerate(view.calls)}
     found: list[tuple[int, Layer]] = []
     for name, value in view.weights.items():
         if len(value.shape) < 2:
             continue
-        uses = list(_uses(view, readers, value))
-        layer = _layer(analysis, name, value, uses)
+        every = list(uses(view, readers, value))
+        layer = _layer(analysis, name, value, every)
         if layer is not None:
-            found.append((min(place.get(c, len(place)) for c, _, _ in uses), layer))
+            found.append((min(place.get(c, len(place)) for c, _, _ in every), layer))
     return [layer for _, layer in sorted(found, key=lambda pair: pair[0])]
 
 
@@ -105,16 +101,26 @@ def _passes(view: View, call: Call) -> bool:
     return view.semantics.function(call) in _COPIES and call.outputs[0].dtype in FLOATS
 
 
-def _uses(
+def readers_of(view: View) -> dict[Value, list[tuple[Call, int]]]:
+    """(call, operand) of everything that reads a value."""
+    readers: dict[Value, list[tuple[Call, int]]] = {}
+    for call in view.calls:
+        for index, value in enumerate(call.inputs):
+            if value is not None:
+                readers.setdefault(value, []).append((call, index))
+    return readers
+
+
+def uses(
     view: View, readers: dict[Value, list[tuple[Call, int]]], weight: Value
-) -> Iterator[tuple[Call, int, _Seen]]:
+) -> Iterator[tuple[Call, int, Seen]]:
     """Everything that reads a weight, also through transposes and casts."""
-    stack = [_Seen(weight, tuple(range(len(weight.shape))))]
+    stack = [Seen(weight, tuple(range(len(weight.shape))))]
     while stack:
         seen = stack.pop()
         for call, index in readers.get(seen.value, ()):
             if index == 0 and _passes(view, call):
-                stack.append(_Seen(call.outputs[0], _through(call, seen.dims)))
+                stack.append(Seen(call.outputs[0], _through(call, seen.dims)))
             else:
                 yield call, index, seen
         if seen.value in view.outputs:
@@ -127,24 +133,30 @@ def _through(call: Call, dims: tuple[int | None, ...]) -> tuple[int | None, ...]
     return tuple(None if source is None else dims[source] for source in call.attrs["source"])
 
 
-def _layer(analysis: Analysis, name: str, value: Value, uses: list[tuple[Call, int, _Seen]]) -> Layer | None:
+def _layer(analysis: Analysis, name: str, value: Value, every: list[tuple[Call, int, Seen]]) -> Layer | None:
     """What the readers of a weight make of it; None where no sum of products is among them."""
-    uses[:] = [use for use in uses if use[0].op != "measured"]
-    axes = [_summed(analysis, call, index, seen) for call, index, seen in uses]
+    every[:] = [use for use in every if use[0].op != "measured"]
+    axes = [_summed(analysis, call, index, seen) for call, index, seen in every]
     along = sorted({axis for axis in axes if axis is not None})
-    other = next((call for (call, _, _), axis in zip(uses, axes, strict=True) if axis is None), None)
-    dense = next((DENSE[call.op] for call, _, _ in uses if call.op in DENSE), "")
+    other = next((call for (call, _, _), axis in zip(every, axes, strict=True) if axis is None), None)
+    dense = next((DENSE[call.op] for call, _, _ in every if call.op in DENSE), "")
     if not along:
         return Layer(name, 0, dense) if dense else None
     return Layer(name, along[0], _refusal(analysis, name, value, along, other))
 
 
-def _summed(analysis: Analysis, call: Call, index: int, seen: _Seen) -> int | None:
+def _summed(analysis: Analysis, call: Call, index: int, seen: Seen) -> int | None:
     """The axis of the weight that a call multiplies and sums along, if it does."""
+    pair = summed_pair(analysis, call, index)
+    return None if pair is None else seen.dims[pair[0] % len(seen.dims)]
+
+
+def summed_pair(analysis: Analysis, call: Call, index: int) -> tuple[int, int, int] | None:
+    """(axis, other operand, its axis) along which a call multiplies operand ``index``, a weight, and sums."""
     for left, right in _matched(analysis, call):
-        for (operand, dim), (other, _) in ((right, left), (left, right)):
+        for (operand, dim), (other, along) in ((right, left), (left, right)):
             if operand == index and (operand == right[0] or _may_be_first(analysis, call, other)):
-                return seen.dims[dim % len(seen.dims)]
+                return dim, other, along
     return None
 
 

@@ -7,8 +7,9 @@ which is how masked semantics are put into the original graph.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -100,6 +101,7 @@ class Runner:
     """Executes a model.  ``dtype=torch.float64`` promotes every float: weights, constants, inputs,
     and casts to float16, bfloat16 and float32.  Computations on sizes alone keep their own type,
     so that a rounded size stays what it is.  Weights and inputs are moved to ``device``, if one is given.
+    ``weights`` stand in the place of the model's own.
 
     Local functions are inlined first: ``model`` is then the inlined one, and a hook's indices
     refer to it.  Raises ``UnsupportedModel`` for operators that nothing here can execute.
@@ -112,8 +114,10 @@ class Runner:
         dtype: torch.dtype | None = None,
         cache: bool = True,
         device: torch.device | None = None,
+        weights: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         self.model = model.inlined()
+        self.weights = weights or {}
         self.dtype = dtype
         self.device = device
         self._cache: dict[str, Value] | None = {} if cache else None
@@ -137,10 +141,23 @@ class Runner:
         Raises ``InvalidOption`` for inputs that do not fit the model, ``InvalidModel`` for nodes
         that cannot be computed from what they are given.
         """
-        program = self.program
+        steps = self.steps(inputs, keep_values=keep_values)
+        try:
+            node, index, given, default = next(steps)
+            while True:
+                found = default(given) if hook is None else hook(node, index, given, default)
+                node, index, given, default = steps.send(found)
+        except StopIteration as end:
+            return end.value  # type: ignore[no-any-return]
+
+    def steps(
+        self, inputs: Mapping[str, torch.Tensor | npt.NDArray[Any]], *, keep_values: bool = False
+    ) -> Generator[tuple[NodeProto, int, Values, Default], tuple[Any, ...], dict[str, Any]]:
+        """Every node before it is computed; what is sent are its outputs.  Ends with what ``run`` gives."""
         values = self._inputs(inputs)
-        for step in program.steps:
-            outputs = self._step(step, values, hook)
+        for step in self.program.steps:
+            given = [self._lookup(name, values, step) if name else None for name in step.node.input]
+            outputs = yield step.node, step.index, given, partial(self._execute, step, self.program, values)
             for name, value in zip(step.node.output, outputs, strict=False):
                 if name:
                     values[name] = value
@@ -149,22 +166,12 @@ class Runner:
                     values.pop(name, None)
         if keep_values:
             return values
-        return {name: self._lookup(name, values, step=None) for name in program.outputs}
+        return {name: self._lookup(name, values, step=None) for name in self.program.outputs}
 
     # ------------------------------------------------------------------ one node
 
-    def _step(self, step: Step, values: dict[str, Value], hook: Hook | None) -> Sequence[Any]:
-        given = [self._lookup(name, values, step) if name else None for name in step.node.input]
-
-        def default(args: Values) -> tuple[Any, ...]:
-            return self._execute(step, self.program, args, values)
-
-        if hook is None:
-            return default(given)
-        return hook(step.node, step.index, given, default)
-
     def _execute(
-        self, step: Step, program: Program, args: Values, values: Mapping[str, Value]
+        self, step: Step, program: Program, values: Mapping[str, Value], args: Values
     ) -> tuple[Any, ...]:
         ctx = step.ctx
         if (
@@ -204,7 +211,7 @@ class Runner:
         values.update(zip(body.inputs, args, strict=False))
         for step in body.steps:
             given = [values[name] if name else None for name in step.node.input]
-            for name, value in zip(step.node.output, self._execute(step, body, given, values), strict=False):
+            for name, value in zip(step.node.output, self._execute(step, body, values, given), strict=False):
                 values[name] = value
         return [values[name] for name in body.outputs]
 
@@ -217,6 +224,8 @@ class Runner:
         return value.to(self.dtype) if value.dtype in PROMOTED else value
 
     def _weight(self, name: str) -> Value:
+        if name in self.weights:
+            return self.weights[name]
         if self._cache is not None and name in self._cache:
             return self._cache[name]
         if name not in self.program.constants:

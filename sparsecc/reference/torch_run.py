@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,9 @@ from sparsecc.fx.ops import aten_name
 from sparsecc.graph import Call, Value, View
 from sparsecc.reference.masked import Masked
 
-Hook = Callable[[Node, Callable[[Mapping[Node, Any]], Any], Mapping[Node, Any]], Any]
+#: runs an operator, some operands replaced
+Default = Callable[[Mapping[Node, Any]], Any]
+Hook = Callable[[Node, Default, Mapping[Node, Any]], Any]
 
 _FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
 
@@ -49,24 +52,47 @@ class ProgramRunner:
         some operands replaced.
         """
         env: dict[Node, Any] = {}
+        with torch.no_grad(), _default_dtype(self.dtype):
+            steps = self.steps(inputs, env, keep_values=keep_values)
+            try:
+                node, default = next(steps)
+                while True:
+                    found = default({}) if hook is None else hook(node, default, env)
+                    node, default = steps.send(found)
+            except StopIteration as end:
+                return end.value, env
+
+    def steps(
+        self, inputs: list[Any], env: dict[Node, Any], *, keep_values: bool = False
+    ) -> Generator[tuple[Node, Default], Any, list[Any]]:
+        """Every operator before it runs; what is sent is its result.  Ends with the flat user outputs.
+
+        Values stand in ``env`` as long as they are needed; a weight is read when its first reader comes.
+        """
         given = dict(zip(self.program.inputs, inputs, strict=True))
         outputs: list[Any] = []
-        with torch.no_grad(), _default_dtype(self.dtype):
-            for node in self.program.graph.nodes:
-                if node.op == "placeholder":
-                    env[node] = self._placeholder(node, given)
-                elif node.op == "get_attr":
-                    env[node] = getattr(self.program.owner, str(node.target))
-                elif node.op == "output":
-                    flat = list(map_arg(node.args[0], lambda n: env[n]))
-                    kinds = [kind for kind, _ in self.program.outputs]
-                    outputs = [v for v, k in zip(flat, kinds, strict=True) if k == "USER_OUTPUT"]
-                else:
-                    env[node] = self._call(node, env, hook)
-                if not keep_values:
-                    for dead in self._last_use.get(node, ()):
-                        env.pop(dead, None)
-        return outputs, env
+        for node in self.program.graph.nodes:
+            if node.op == "placeholder":
+                if node.name in given:
+                    env[node] = self._cast(given[node.name], copy=True)
+                continue
+            for used in node.all_input_nodes:
+                if used not in env:
+                    env[used] = self._weight_of(used)
+            if node.op == "get_attr":
+                env[node] = getattr(self.program.owner, str(node.target))
+            elif node.op == "output":
+                flat = list(map_arg(node.args[0], lambda n: env[n]))
+                kinds = [kind for kind, _ in self.program.outputs]
+                outputs = [v for v, k in zip(flat, kinds, strict=True) if k == "USER_OUTPUT"]
+            elif self.dtype is not None and aten_name(node.target) == "_assert_tensor_metadata":
+                env[node] = None
+            else:
+                env[node] = yield node, partial(self._default, node, env)
+            if not keep_values:
+                for dead in self._last_use.get(node, ()):
+                    env.pop(dead, None)
+        return outputs
 
     def weight(self, name: str) -> torch.Tensor:
         """A weight as it is used in the run."""
@@ -74,11 +100,10 @@ class ProgramRunner:
         tensor = self.program.weights[name].detach() if tensor is None else tensor
         return self._cast(tensor)  # type: ignore[no-any-return]
 
-    def _placeholder(self, node: Node, given: dict[str, Any]) -> Any:
-        name = self.program.weight_of.get(node.name)
-        if name is None:
-            return self._cast(given[node.name], copy=True)
-        return self._cast(self.weight(name), copy=node.name in self.written)
+    def _weight_of(self, node: Node) -> torch.Tensor:
+        return self._cast(  # type: ignore[no-any-return]
+            self.weight(self.program.weight_of[node.name]), copy=node.name in self.written
+        )
 
     def _cast(self, value: Any, copy: bool = False) -> Any:
         if not isinstance(value, torch.Tensor):
@@ -88,21 +113,16 @@ class ProgramRunner:
             value = value.to(wanted)
         return value.clone() if copy else value
 
-    def _call(self, node: Node, env: Mapping[Node, Any], hook: Hook | None) -> Any:
-        def default(substitutes: Mapping[Node, Any]) -> Any:
-            def value(n: Node) -> Any:
-                return substitutes[n] if n in substitutes else env[n]
+    def _default(self, node: Node, env: Mapping[Node, Any], substitutes: Mapping[Node, Any]) -> Any:
+        def value(n: Node) -> Any:
+            return substitutes[n] if n in substitutes else env[n]
 
-            args, kwargs = map_arg((node.args, dict(node.kwargs)), value)
-            if self.dtype is not None and _reads_bits(node):
-                return self._cast(node.target(*_as_stored(node, args), **kwargs))  # type: ignore[operator]
-            if self.dtype is not None:
-                args, kwargs = self._promote(args), self._promote(kwargs)
-            return node.target(*args, **kwargs)  # type: ignore[operator]
-
-        if self.dtype is not None and aten_name(node.target) == "_assert_tensor_metadata":
-            return None
-        return default({}) if hook is None else hook(node, default, env)
+        args, kwargs = map_arg((node.args, dict(node.kwargs)), value)
+        if self.dtype is not None and _reads_bits(node):
+            return self._cast(node.target(*_as_stored(node, args), **kwargs))  # type: ignore[operator]
+        if self.dtype is not None:
+            args, kwargs = self._promote(args), self._promote(kwargs)
+        return node.target(*args, **kwargs)  # type: ignore[operator]
 
     def _promote(self, value: Any) -> Any:
         if self.dtype is None:
@@ -153,31 +173,54 @@ def _is_copy(view: View, value: Value | None, source: str, producer: Mapping[Val
     return value is None or source in {v.name for v in copies(view, value, producer)}
 
 
-def masked_hook(view: View, masked: Masked, bypassed: Mapping[str, str] | None = None) -> Hook:
-    """A hook that runs every call of ``view`` under masked semantics.
+class MaskedCalls:
+    """Runs every call of ``view`` under masked semantics.
 
     ``bypassed`` maps sums to the operand that is left of them: the other one, a branch, is zero.
     """
-    around = bypassed or {}
-    producer = {v: c for c in view.calls for v in c.outputs} if around else {}
+
+    def __init__(self, view: View, masked: Masked, bypassed: Mapping[str, str] | None = None) -> None:
+        self.view = view
+        self.masked = masked
+        self.around = bypassed or {}
+        self._producer = {v: c for c in view.calls for v in c.outputs} if self.around else {}
+
+    def operands(self, call: Call, env: Mapping[Node, Any]) -> list[Any]:
+        """What a call reads, bypassed branches as zeros."""
+        found = [None if ref is None else env[ref] for ref in call.refs]
+        if call.name not in self.around:
+            return found
+        source = self.around[call.name]
+        return [
+            t if t is None or _is_copy(self.view, v, source, self._producer) else torch.zeros_like(t)
+            for v, t in zip(call.inputs, found, strict=True)
+        ]
+
+
+def runs(call: Call, default: Default) -> Callable[[list[Any]], tuple[Any, ...]]:
+    """A call as a function of its operands in canonical order."""
+
+    def run(operands: list[Any]) -> tuple[Any, ...]:
+        result = default({r: t for r, t in zip(call.refs, operands, strict=True) if r is not None})
+        return tuple(result) if isinstance(result, (tuple, list)) else (result,)
+
+    return run
+
+
+def result_of(node: Node, outputs: tuple[Any, ...]) -> Any:
+    """Outputs of a call as the node gives them."""
+    return outputs if isinstance(node.meta["val"], (tuple, list)) else outputs[0]
+
+
+def masked_hook(view: View, masked: Masked, bypassed: Mapping[str, str] | None = None) -> Hook:
+    """A hook that runs every call of ``view`` under masked semantics."""
+    masking = MaskedCalls(view, masked, bypassed)
     calls = {call.raw: call for call in view.calls}
 
-    def hook(node: Node, default: Callable[[Mapping[Node, Any]], Any], env: Mapping[Node, Any]) -> Any:
+    def hook(node: Node, default: Default, env: Mapping[Node, Any]) -> Any:
         call = calls.get(node)
         if call is None:
             return default({})
-        operands = [None if ref is None else env[ref] for ref in call.refs]
-        if call.name in around:
-            operands = [
-                t if t is None or _is_copy(view, v, around[call.name], producer) else torch.zeros_like(t)
-                for v, t in zip(call.inputs, operands, strict=True)
-            ]
-
-        def run(new: list[torch.Tensor | None]) -> tuple[torch.Tensor, ...]:
-            result = default({r: t for r, t in zip(call.refs, new, strict=True) if r is not None})
-            return tuple(result) if isinstance(result, (tuple, list)) else (result,)
-
-        outputs = masked(call, operands, run)
-        return outputs if isinstance(node.meta["val"], (tuple, list)) else outputs[0]
+        return result_of(node, masked(call, masking.operands(call, env), runs(call, default)))
 
     return hook

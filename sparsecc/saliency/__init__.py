@@ -1,7 +1,8 @@
 """Saliency: how much each position of a coupled group matters."""
 
 from sparsecc.saliency.groups import NORMALISERS, REDUCTIONS, Saliency, group_scores
-from sparsecc.saliency.magnitude import CRITERIA, L1, L2, Criterion, Lp, Random, criterion
+from sparsecc.saliency.magnitude import L1, L2, Criterion, Lp, Random
+from sparsecc.saliency.names import CRITERIA, criterion
 
 __all__ = [
     "CRITERIA",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import numpy.typing as npt
 from sparsecc.axes.analysis import Analysis, Group
 from sparsecc.axes.terms import Term, fold, resolve
 from sparsecc.errors import InvalidOption
+from sparsecc.plan import Skip
 from sparsecc.saliency.magnitude import L2, Criterion, Scores
 
 #: how the saliencies that a group has in its several weights become one
@@ -74,18 +75,49 @@ class Saliency:
         self.criterion = criterion or L2()
         self.reduction = reduction
         self.normaliser = normaliser
+        if self.criterion.needs_data and statistics is None:
+            raise InvalidOption(
+                f"{type(self.criterion).__name__} needs data: give calibration=[...], inputs to run on, "
+                "or CalibrationData(batches, inputs=..., loss=...)"
+            )
+        if self.criterion.moments:
+            statistics.collect(self.criterion.moments)
         self.statistics = statistics
-        self._folded: dict[tuple[str, int], dict[Term, Scores]] = {}
+        self._folded: dict[tuple[str, int], dict[Term, Scores] | None] = {}
         self._axes: defaultdict[str, set[int]] = defaultdict(set)
         for group in analysis.groups:
             for member in group.members:
                 self._axes[member.weight].add(member.axis)
 
     def of(self, group: Group) -> Scores:
-        """Saliency of the group's positions, shape ``[group.size]``, after reduction and normaliser."""
+        """Saliency of the group's positions, shape ``[group.size]``, after reduction and normaliser.
+
+        Raises InvalidOption for a group that ``knows`` says nothing about.
+        """
         members = [m for m in group.members if self._rank(m.weight) > 1] or list(group.members)
-        rows = np.stack([self._row(m.weight, m.axis, group.term) for m in members])
-        return NORMALISERS[self.normaliser](REDUCTIONS[self.reduction](rows))
+        found = [self._row(m.weight, m.axis, group.term) for m in members]
+        rows = [row for row in found if row is not None]
+        if not rows:
+            raise InvalidOption(f"{group.name}: {self._unknown()}")
+        if self.criterion.joint:
+            return NORMALISERS[self.normaliser](self.criterion.finish(np.sum(rows, axis=0)))
+        finished = np.stack([self.criterion.finish(row) for row in rows])
+        return NORMALISERS[self.normaliser](REDUCTIONS[self.reduction](finished))
+
+    def knows(self, group: Group) -> bool:
+        """Whether the criterion says anything about the positions of a group."""
+        members = [m for m in group.members if self._rank(m.weight) > 1] or list(group.members)
+        return any(self._row(m.weight, m.axis, group.term) is not None for m in members)
+
+    def rankable(self, groups: Iterable[Group]) -> tuple[list[Group], list[Skip]]:
+        """Groups that the criterion can rank, and the others with the reason."""
+        known = [g for g in groups if self.knows(g)]
+        names = {g.name for g in known}
+        return known, [Skip(g.name, self._unknown()) for g in groups if g.name not in names]
+
+    def _unknown(self) -> str:
+        name = type(self.criterion).__name__
+        return f"{name} says nothing about its positions: no weight of it is read in a way that it scores"
 
     def elements(self, weight: str) -> npt.NDArray[Any]:
         """Scores of the single elements of a weight, in its shape; of two, the higher one is kept."""
@@ -101,10 +133,11 @@ class Saliency:
 
         return torch.empty(self.analysis.view.weights[weight].shape, device="meta")
 
-    def _row(self, weight: str, axis: int, term: Term) -> Scores:
+    def _row(self, weight: str, axis: int, term: Term) -> Scores | None:
         if (weight, axis) not in self._folded:
             self._fold(weight, {axis, *self._axes[weight]})
-        return self.criterion.finish(self._folded[weight, axis][resolve(term)])
+        folded = self._folded[weight, axis]
+        return None if folded is None else folded[resolve(term)]
 
     def _fold(self, weight: str, chosen: set[int]) -> None:
         """Score a weight along all axes that groups have on it, so that it is read once."""
@@ -112,6 +145,9 @@ class Saliency:
         found = self.criterion.scores(weight, self._tensor(weight), order, self.statistics)
         axes = self.analysis.solver.axes[self.analysis.view.weights[weight]]
         for axis, scores in zip(order, found, strict=True):
+            if scores is None:
+                self._folded[weight, axis] = None
+                continue
             folded: dict[Term, Scores] = {}
             fold(axes[axis], scores, folded)
             self._folded[weight, axis] = folded

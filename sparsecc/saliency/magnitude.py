@@ -8,7 +8,6 @@ Filters for Efficient ConvNets" (2017), section 3.
 
 from __future__ import annotations
 
-import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,17 +41,24 @@ def _summed(values: torch.Tensor, kept: int) -> torch.Tensor:
 class Criterion:
     """Scores positions of weights.
 
-    ``statistics`` names what has to be collected from data first; a criterion with ``needs_values``
-    False is given weights on the meta device.
+    A criterion that ``needs_data`` is given ``Statistics``; ``moments`` names those that it reads, so that
+    one pass over the data collects them.  One with ``needs_values`` False is given weights that are on the
+    meta device.
+    ``joint``: scores of all weights of a group are summed before ``finish``, and no reduction is asked for.
     """
 
-    statistics: ClassVar[tuple[str, ...]] = ()
+    needs_data: ClassVar[bool] = False
+    moments: ClassVar[tuple[str, ...]] = ()
     needs_values: ClassVar[bool] = True
+    joint: ClassVar[bool] = False
 
     def scores(
         self, name: str, weight: torch.Tensor, axes: Sequence[int], statistics: Any = None
-    ) -> list[Scores]:
-        """Additive score of every position along each axis: float64 of shape ``[weight.shape[axis]]``."""
+    ) -> Sequence[Scores | None]:
+        """Additive score of every position along each axis: float64 of shape ``[weight.shape[axis]]``.
+
+        None for an axis that the criterion says nothing about.
+        """
         raise NotImplementedError(f"{type(self).__name__} does not define scores()")
 
     def finish(self, total: Scores) -> Scores:
@@ -164,24 +170,3 @@ class Random(Criterion):
 
     def _generator(self, words: str) -> np.random.Generator:
         return np.random.default_rng([self.seed, zlib.crc32(words.encode())])
-
-
-#: text name -> criterion
-CRITERIA: dict[str, Criterion] = {"l1": L1(), "l2": L2(), "random": Random()}
-_LP = re.compile(r"l(\d+(?:\.\d+)?)")
-
-
-def criterion(name: str | Criterion, *, seed: int = 0) -> Criterion:
-    """The criterion of that name: ``l1``, ``l2``, ``l0.5``, ``random``; InvalidOption otherwise."""
-    if isinstance(name, Criterion):
-        return name
-    if name == "random":
-        return Random(seed)
-    if name in CRITERIA:
-        return CRITERIA[name]
-    match = _LP.fullmatch(name)
-    if match is None:
-        raise InvalidOption(
-            f"saliency {name!r} is not known; there are {', '.join(CRITERIA)} and l<p>, such as l0.5"
-        )
-    return Lp(float(match.group(1)))

@@ -1,0 +1,54 @@
+"""Updates of layers whose inputs lost positions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from sparsecc.axes.analysis import Analysis
+from sparsecc.errors import InvalidOption
+from sparsecc.recovery.needs import needed
+from sparsecc.saliency import Saliency
+from sparsecc.selection import check_names
+from sparsecc.transform import Choice, Pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reconstruction(Pass):
+    """Lets what is left of a layer's inputs stand for what went, by least squares on calibration data.
+
+    Before (after ``ChannelPruning``): ``linear[8,16]`` that reads 12 of its 16 inputs.  After: the same 12
+    columns with new values, and a bias that takes up the mean of what went, such that the layer's outputs
+    are as near as can be to those that it has in the original model.
+
+    ``layers``: ``"cut"``, those that lost inputs, or ``"all"`` that follow.  ``damping``: how much an update
+    costs, as a share of the mean second moment of the inputs.  ``include`` and ``exclude``: name patterns of
+    weights or modules.  Needs calibration data; runs after the passes of a recipe that remove anything.
+    """
+
+    layers: Literal["cut", "all"] = "cut"
+    damping: float = 0.01
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    turn: ClassVar[int] = 2
+
+    def __post_init__(self) -> None:
+        if self.layers not in ("cut", "all"):
+            raise InvalidOption(f"layers={self.layers!r}: give 'cut' or 'all'")
+        if not self.damping > 0:
+            raise InvalidOption(f"damping={self.damping!r}: give a positive share, such as 0.01")
+        check_names(self.include, self.exclude)
+
+    def choose(self, analysis: Analysis, saliency: Saliency | None = None) -> Choice:
+        """New values of the layers."""
+        from sparsecc.recovery.least_squares import reconstruct
+
+        found = reconstruct(
+            analysis,
+            needed(saliency, type(self).__name__),
+            damping=self.damping,
+            everything=self.layers == "all",
+            include=self.include,
+            exclude=self.exclude,
+        )
+        return Choice({}, found.actions, found.skips)

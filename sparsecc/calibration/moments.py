@@ -1,0 +1,61 @@
+"""What is summed over the rows that a weight is multiplied with, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from sparsecc.calibration.readings import Reading
+from sparsecc.subject import Step
+
+
+def _wide(x: torch.Tensor) -> torch.Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _diagonal(function: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Reading, Step], torch.Tensor]:
+    return lambda reading, step: reading.summed(step, lambda x: function(_wide(x))).double()
+
+
+def _second(reading: Reading, step: Step) -> torch.Tensor:
+    rows = _wide(reading.rows(step))
+    return rows.transpose(1, 2) @ rows
+
+
+#: name -> sum over the rows of one step: ``[G, K]``, or ``[G, K, K]`` for ``hessian``
+MOMENTS: dict[str, Callable[[Reading, Step], torch.Tensor]] = {
+    "mean": _diagonal(lambda x: x),
+    "absolute": _diagonal(torch.abs),
+    "square": _diagonal(torch.square),
+    "nonzero": _diagonal(lambda x: (x != 0).to(x.dtype)),
+    "hessian": _second,
+}
+
+
+@dataclass
+class Moments:
+    """Sums over ``count`` rows, by name of the moment."""
+
+    count: int = 0
+    sums: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def add(self, reading: Reading, step: Step, result: torch.Tensor, names: frozenset[str]) -> None:
+        """Take the rows of one step in."""
+        self.count += reading.count(step, result)
+        for name in names:
+            found = MOMENTS[name](reading, step)
+            self.sums[name] = self.sums[name].add_(found) if name in self.sums else found
+
+    def __add__(self, other: Moments) -> Moments:
+        sums = {n: self.sums[n] + other.sums[n] for n in self.sums.keys() & other.sums.keys()}
+        return Moments(self.count + other.count, sums)
+
+    def average(self, name: str) -> torch.Tensor:
+        """The sum over the number of rows."""
+        return self.sums[name] / max(self.count, 1)
+
+    def parts(self, prefix: str) -> Mapping[str, torch.Tensor]:
+        """The sums by name for storage."""
+        return {f"{prefix}.{n}": t.contiguous() for n, t in self.sums.items()}

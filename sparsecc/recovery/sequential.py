@@ -1,0 +1,139 @@
+"""Layer by layer: what a layer reads in the pruned model is known before the layer itself is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from sparsecc.axes.analysis import Analysis, Keeps
+from sparsecc.calibration import Statistics
+from sparsecc.calibration.lockstep import lockstep
+from sparsecc.calibration.readings import Reading
+from sparsecc.calibration.statistics import blaming
+from sparsecc.graph import Call
+from sparsecc.lowering import lower
+from sparsecc.plan import Action, Mask, Plan, Write
+from sparsecc.subject import Step
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A call before it runs, on all batches: in the original model, where asked for, and the pruned."""
+
+    call: Call
+    original: Sequence[Step]
+    pruned: Sequence[Step]
+
+
+#: gives new values of weights, by name, in their stored shapes
+Update = Callable[[Moment], Mapping[str, torch.Tensor]]
+
+
+@dataclass
+class Recovery:
+    """The pruned model so far, run on calibration data, with updates that take effect at once.
+
+    ``beside``: the original model runs in step with it.
+    """
+
+    statistics: Statistics
+    analysis: Analysis
+    beside: bool = False
+    values: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def plan(self) -> Plan:
+        """What earlier passes decided."""
+        given = self.analysis.given
+        return lower(self.analysis, given.kept, extra=given.actions)
+
+    @property
+    def keeps(self) -> Keeps:
+        """Positions that earlier passes keep."""
+        return self.analysis.keeps(self.analysis.given.kept)
+
+    def run(self, update: Update, what: str) -> dict[str, torch.Tensor]:
+        """Let ``update`` see every call; all new values by weight."""
+        subject, plan = self.statistics.subject, self.plan
+        inputs = [self.statistics.inputs(batch) for batch in self.statistics.batches(what)]
+        originals = [subject.stepping(i) for i in inputs] if self.beside else []
+        pruned = [subject.stepping(i, plan=plan) for i in inputs]
+
+        def visit(call: Call, steps: Sequence[Step]) -> list[tuple[Any, ...]]:
+            moment = Moment(call, steps[: len(originals)], steps[len(originals) :])
+            self.values.update(update(moment))
+            return [
+                *(s.run(s.operands) for s in moment.original),
+                *(s.run(self.changed(s)) for s in moment.pruned),
+            ]
+
+        with torch.no_grad(), blaming():
+            lockstep([*originals, *pruned], visit)
+        return self.values
+
+    def changed(self, step: Step) -> list[Any]:
+        """The operands of a call, with new values of the weights among them."""
+        operands = list(step.operands)
+        for reading in self.statistics.readings.at.get(step.call, ()):
+            if reading.weight in self.values:
+                new = self.values[reading.weight].to(operands[reading.operand].dtype)
+                operands[reading.operand] = reading.seen(new)
+        for place, value in enumerate(step.call.inputs):
+            if value is not None and value.weight in self.values:
+                operands[place] = self.values[value.weight].to(operands[place].dtype)
+        return operands
+
+    def current(self, weight: str) -> torch.Tensor:
+        """A weight as earlier passes and updates leave it, not masked; float32 at least."""
+        value = self.values.get(weight)
+        if value is None:
+            written = [a for a in self.analysis.given.actions if isinstance(a, Write) and a.weight == weight]
+            view = self.analysis.view
+            value = torch.from_numpy(written[-1].values.copy()) if written else view.weight(weight).detach()
+        return value.double() if value.dtype == torch.float64 else value.float()
+
+    def kept(self, weight: str) -> list[torch.Tensor | None]:
+        """Kept positions of every axis of a weight; None where all stay."""
+        axes = self.analysis.solver.axes[self.analysis.view.weights[weight]]
+        found = [self.keeps.mask(t) for t in axes]
+        return [None if m is None else torch.from_numpy(np.flatnonzero(m)) for m in found]
+
+
+def second_moment(reading: Reading, left: Sequence[Step], right: Sequence[Step]) -> torch.Tensor:
+    """Sum over batches of x.T y, ``[G, K, K]``, x and y the rows that a reading has in the two."""
+    total: torch.Tensor | None = None
+    for a, b in zip(left, right, strict=True):
+        x = _wide(reading.rows(a))
+        y = x if a is b else _wide(reading.rows(b))
+        part = x.transpose(1, 2) @ y
+        total = part if total is None else total.add_(part)
+    assert total is not None
+    return total
+
+
+def first_moment(reading: Reading, steps: Sequence[Step]) -> tuple[torch.Tensor, int]:
+    """Sum of the rows, ``[G, K]``, and their number."""
+    rows = [_wide(reading.rows(s)) for s in steps]
+    return torch.stack([r.sum(1) for r in rows]).sum(0), sum(r.shape[1] for r in rows)
+
+
+def _wide(x: torch.Tensor) -> torch.Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def written(values: Mapping[str, torch.Tensor], analysis: Analysis) -> Iterator[Action]:
+    """Actions that put values in the place of weights."""
+    for name, value in values.items():
+        stored = value.to(analysis.view.weight(name).dtype)
+        wide = stored if stored.dtype in (torch.float32, torch.float64) else stored.float()
+        yield Write(name, np.ascontiguousarray(wide.cpu().numpy()))
+
+
+def masked_where(keeps: Mapping[str, torch.Tensor]) -> Iterator[Action]:
+    """Actions that zero what is not kept."""
+    for name, keep in keeps.items():
+        yield Mask(name, np.ascontiguousarray(keep.cpu().numpy()))
