@@ -12,10 +12,10 @@ from sparsecc.passes.channel import ChannelPruning
 from sparsecc.passes.dead_channels import DeadChannelElimination
 from sparsecc.passes.depth import DepthPruning
 from sparsecc.passes.head import HeadPruning
+from sparsecc.passes.layerwise import SparseGPT, Wanda
 from sparsecc.passes.nm_pattern import NMPattern
 from sparsecc.passes.reconstruction import Reconstruction
 from sparsecc.passes.reestimation import BatchNormReestimation, BiasCorrection
-from sparsecc.passes.sparse_gpt import SparseGPT
 from sparsecc.transform import Pass
 
 #: name -> pass: what is in this folder
@@ -28,6 +28,7 @@ PASSES: dict[str, type[Pass]] = {
         DeadChannelElimination,
         NMPattern,
         SparseGPT,
+        Wanda,
         Reconstruction,
         BatchNormReestimation,
         BiasCorrection,
@@ -65,5 +66,6 @@ __all__ = [
     "NMPattern",
     "Reconstruction",
     "SparseGPT",
+    "Wanda",
     "known",
 ]

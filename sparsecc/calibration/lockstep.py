@@ -12,15 +12,17 @@ from sparsecc.subject import Step, Stepping
 Visit = Callable[[Call, Sequence[Step]], Sequence[tuple[Any, ...]] | None]
 
 
-def lockstep(runs: Sequence[Stepping], visit: Visit) -> list[list[Any]]:
+def lockstep(runs: Sequence[Stepping], visit: Visit, *, last: Call | None = None) -> list[list[Any]]:
     """Let ``visit`` see every call of all runs before they go on; the flat outputs of every run.
 
-    Where ``visit`` gives None the calls run as they are.
+    Where ``visit`` gives None the calls run as they are.  Nothing runs after ``last``: no outputs then.
     """
     steps = [next(run) for run in runs]
     ends: list[list[Any]] = []
     while not ends:
         replies = visit(steps[0].call, steps) or [step.run(step.operands) for step in steps]
+        if steps[0].call is last:
+            return []
         moved = [_sent(run, reply) for run, reply in zip(runs, replies, strict=True)]
         del replies
         steps = [m for m in moved if isinstance(m, Step)]

@@ -85,6 +85,28 @@ def patterned(n: int, m: int) -> Columns:
     return Columns(m, choose)
 
 
+def lowest_of_rows(sparsity: float) -> Choose:
+    """That share of the lowest scores ``[O, K]`` of every row goes; among equals the first ones."""
+
+    def choose(scores: torch.Tensor) -> torch.Tensor:
+        gone = int(scores.shape[1] * sparsity + 1e-9)
+        order = torch.argsort(scores, dim=1, stable=True)[:, :gone]
+        return torch.ones(scores.shape, dtype=torch.bool).scatter_(1, order, False)
+
+    return choose
+
+
+def highest_of_groups(n: int, m: int) -> Choose:
+    """The ``n`` highest scores ``[O, K]`` of every ``m`` in a row stay; among equals the first ones."""
+    choose = patterned(n, m).choose
+
+    def whole(scores: torch.Tensor) -> torch.Tensor:
+        grouped = scores.reshape(-1, m).T.contiguous()
+        return choose(grouped).T.reshape(scores.shape)
+
+    return whole
+
+
 def surgeon(
     weight: torch.Tensor,
     hessian: torch.Tensor,

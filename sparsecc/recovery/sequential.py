@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from sparsecc.axes.analysis import Analysis, Keeps
 from sparsecc.calibration import Statistics
 from sparsecc.calibration.lockstep import lockstep
+from sparsecc.calibration.moments import MOMENTS
 from sparsecc.calibration.readings import Reading
 from sparsecc.calibration.statistics import blaming
 from sparsecc.graph import Call
@@ -37,12 +39,14 @@ Update = Callable[[Moment], Mapping[str, torch.Tensor]]
 class Recovery:
     """The pruned model so far, run on calibration data, with updates that take effect at once.
 
-    ``beside``: the original model runs in step with it.
+    ``beside``: the original model runs in step with it.  ``held``: new values are kept to the end, and not
+    only until their last reader has run.
     """
 
     statistics: Statistics
     analysis: Analysis
     beside: bool = False
+    held: bool = True
     values: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @property
@@ -56,8 +60,8 @@ class Recovery:
         """Positions that earlier passes keep."""
         return self.analysis.keeps(self.analysis.given.kept)
 
-    def run(self, update: Update, what: str) -> dict[str, torch.Tensor]:
-        """Let ``update`` see every call; all new values by weight."""
+    def run(self, update: Update, what: str, last: Call | None = None) -> dict[str, torch.Tensor]:
+        """Let ``update`` see every call, up to ``last``; all new values by weight."""
         subject, plan = self.statistics.subject, self.plan
         inputs = [self.statistics.inputs(batch) for batch in self.statistics.batches(what)]
         originals = [subject.stepping(i) for i in inputs] if self.beside else []
@@ -66,14 +70,38 @@ class Recovery:
         def visit(call: Call, steps: Sequence[Step]) -> list[tuple[Any, ...]]:
             moment = Moment(call, steps[: len(originals)], steps[len(originals) :])
             self.values.update(update(moment))
-            return [
+            outputs = [
                 *(s.run(s.operands) for s in moment.original),
                 *(s.run(self.changed(s)) for s in moment.pruned),
             ]
+            for name in () if self.held else self._last.get(call, ()):
+                self.values.pop(name, None)
+            return outputs
 
         with torch.no_grad(), blaming():
-            lockstep([*originals, *pruned], visit)
+            lockstep([*originals, *pruned], visit, last=last)
         return self.values
+
+    @cached_property
+    def _last(self) -> dict[Call, list[str]]:
+        """Weights by the last call that reads them."""
+        place = {call: i for i, call in enumerate(self.analysis.view.calls)}
+        last: dict[str, Call] = {}
+        readers = [(r.weight, r.call) for rs in self.statistics.readings.of.values() for r in rs]
+        for call in self.analysis.view.calls:
+            readers += [(v.weight, call) for v in call.inputs if v is not None and v.weight is not None]
+        for name, call in readers:
+            if name not in last or place[call] > place[last[name]]:
+                last[name] = call
+        out: dict[Call, list[str]] = {}
+        for name, call in last.items():
+            out.setdefault(call, []).append(name)
+        return out
+
+    def last_reader(self, weights: Collection[str]) -> Call | None:
+        """The last product that reads one of these weights."""
+        calls = {r.call for w in weights for r in self.statistics.readings.of.get(w, ())}
+        return next((c for c in reversed(self.analysis.view.calls) if c in calls), None)
 
     def changed(self, step: Step) -> list[Any]:
         """The operands of a call, with new values of the weights among them."""
@@ -101,6 +129,14 @@ class Recovery:
         axes = self.analysis.solver.axes[self.analysis.view.weights[weight]]
         found = [self.keeps.mask(t) for t in axes]
         return [None if m is None else torch.from_numpy(np.flatnonzero(m)) for m in found]
+
+
+def summed(reading: Reading, steps: Sequence[Step], name: str) -> torch.Tensor:
+    """A moment of the rows that a reading has, over all batches, as ``MOMENTS`` names them."""
+    total = MOMENTS[name](reading, steps[0])
+    for step in steps[1:]:
+        total.add_(MOMENTS[name](reading, step))
+    return total
 
 
 def second_moment(reading: Reading, left: Sequence[Step], right: Sequence[Step]) -> torch.Tensor:

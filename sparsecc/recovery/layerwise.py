@@ -1,10 +1,10 @@
-"""SparseGPT on whole models: masks and updates, layer by layer, on what the pruned model reads."""
+"""Masks and updates, layer by layer, from what each layer reads in the pruned model."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -14,62 +14,110 @@ from sparsecc.calibration import Statistics
 from sparsecc.calibration.readings import Reading
 from sparsecc.patterns.layers import layers
 from sparsecc.plan import Action, Pattern, Skip
-from sparsecc.recovery.obs import Columns, surgeon
-from sparsecc.recovery.sequential import Moment, Recovery, masked_where, second_moment, written
+from sparsecc.recovery.obs import Choose, Columns, surgeon
+from sparsecc.recovery.sequential import Moment, Recovery, masked_where, summed, written
 from sparsecc.selection import selected
 from sparsecc.subject import Step
 
 
 @dataclass
 class Surgery:
-    """What SparseGPT did: actions, what to tell of every layer, and layers left alone."""
+    """What was done: actions, what to tell of every layer, and layers left alone."""
 
     actions: list[Action] = field(default_factory=list)
     patterns: list[Pattern] = field(default_factory=list)
     skips: list[Skip] = field(default_factory=list)
 
 
+#: (weight ``[O, K]``, moment, elements that may stay) -> (new values, mask of what stays)
+Operate = Callable[[torch.Tensor, torch.Tensor, torch.Tensor | None], tuple[torch.Tensor, torch.Tensor]]
+
+
 @dataclass(frozen=True)
-class Wanted:
-    """What is to become of every layer: ``unit`` columns have to be a divisor of its width."""
+class Method:
+    """What becomes of every layer: ``unit`` columns have to be a divisor of its width.
 
-    columns: Columns
-    unit: int
+    ``moment``: ``hessian``, the sum of x.T x ``[K, K]`` over the rows that the layer reads, or ``square``,
+    its diagonal ``[K]``.
+    """
+
     name: str
-    damping: float
+    unit: int
+    moment: Literal["hessian", "square"]
+    operate: Operate
 
 
-def sparse_gpt(
+def surgery(columns: Columns, unit: int, name: str, damping: float) -> Method:
+    """SparseGPT: what stays makes up for what goes."""
+    return Method(
+        name,
+        unit,
+        "hessian",
+        lambda w, moment, allowed: surgeon(w, moment, columns, damping=damping, allowed=allowed),
+    )
+
+
+def selection(choose: Choose, unit: int, name: str) -> Method:
+    """Wanda: the highest |w| ||x|| stay as they are."""
+
+    def operate(
+        weight: torch.Tensor, moment: torch.Tensor, allowed: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        scores = weight.square() * moment
+        scores = scores if allowed is None else torch.where(allowed, scores, -1.0)
+        keep = choose(scores)
+        keep = keep if allowed is None else keep & allowed
+        return weight * keep, keep
+
+    return Method(name, unit, "square", operate)
+
+
+#: told every weight with its new values and mask as soon as they are known
+Sink = Callable[[str, torch.Tensor, torch.Tensor], None]
+
+
+def prune_layers(
     analysis: Analysis,
     statistics: Statistics,
-    wanted: Wanted,
+    method: Method,
     *,
     include: tuple[str, ...] = (),
     exclude: tuple[str, ...] = (),
+    sink: Sink | None = None,
 ) -> Surgery:
-    """Prune and update every layer that may be touched, in the order in which they run.
+    """Prune every layer that may be touched, in the order in which they run.
 
-    A layer that several calls read is updated at the first, on what the original model's calls read.
+    A layer that several calls read is worked on at the first, on what the original model's calls read.  With
+    a ``sink`` nothing is held: it is told, and the result has no actions.
     """
     out = Surgery()
     targets = _targets(analysis, statistics, include, exclude, out)
-    recovery = Recovery(statistics, analysis)
+    recovery = Recovery(statistics, analysis, held=sink is None)
     keeps: dict[str, torch.Tensor] = {}
-    hessians: dict[tuple[Any, ...], torch.Tensor] = {}
+    moments: dict[tuple[Any, ...], torch.Tensor] = {}
+    done: set[str] = set()
 
     def update(moment: Moment) -> Mapping[str, torch.Tensor]:
         new: dict[str, torch.Tensor] = {}
         for reading in statistics.readings.at.get(moment.call, ()):
-            if reading.weight not in targets or reading.weight in recovery.values:
+            if reading.weight not in targets or reading.weight in done:
                 continue
-            hessian = _hessian(reading, moment.pruned, statistics, hessians)
-            value, keep = _operated(recovery, reading, hessian, wanted, out)
-            if keep is not None:
-                new[reading.weight], keeps[reading.weight] = value, keep
+            done.add(reading.weight)
+            found = _moment(reading, moment.pruned, statistics, moments, method)
+            value, keep = _operated(recovery, reading, found, method, out)
+            if keep is None:
+                continue
+            new[reading.weight] = value
+            if sink is None:
+                keeps[reading.weight] = keep
+            else:
+                sink(reading.weight, value, keep)
         return new
 
-    values = recovery.run(update, "pruning layer by layer")
-    out.actions += [*written(values, analysis), *masked_where(keeps)]
+    last = recovery.last_reader(targets)
+    values = recovery.run(update, "pruning layer by layer", last) if last else {}
+    if sink is None:
+        out.actions += [*written(values, analysis), *masked_where(keeps)]
     return out
 
 
@@ -95,33 +143,35 @@ def _targets(
     return found
 
 
-def _hessian(
+def _moment(
     reading: Reading,
     steps: Sequence[Step],
     statistics: Statistics,
     known: dict[tuple[Any, ...], torch.Tensor],
+    method: Method,
 ) -> torch.Tensor:
+    """The method's moment over all batches, ``[G, K, K]`` or ``[G, K]``."""
     if len({r.source for r in statistics.readings.of[reading.weight]}) > 1:
-        found = statistics.moments(reading.weight, "hessian")
+        found = statistics.moments(reading.weight, method.moment)
         assert found is not None
-        return found.sums["hessian"]
+        return found.sums[method.moment]
     if reading.source not in known:
         known.clear()  # layers that read the same value stand side by side
-        known[reading.source] = second_moment(reading, steps, steps)
+        known[reading.source] = summed(reading, steps, method.moment)
     return known[reading.source]
 
 
 def _operated(
-    recovery: Recovery, reading: Reading, hessian: torch.Tensor, wanted: Wanted, out: Surgery
+    recovery: Recovery, reading: Reading, moment: torch.Tensor, method: Method, out: Surgery
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """New values and mask of one weight; no mask where it is left as it is."""
     weight, name = recovery.current(reading.weight), reading.weight
     shape = weight.shape
     places = Places.of(recovery, reading, shape)
-    reason = _unfit(places.width, weight, hessian, wanted)
+    reason = _unfit(places.width, weight, moment, method)
     if reason:
         out.skips.append(Skip(name, reason))
-        out.patterns.append(Pattern(name, reading.axis, wanted.name, "dense"))
+        out.patterns.append(Pattern(name, reading.axis, method.name, "dense"))
         return weight, None
     given = recovery.analysis.given.masks.get(name)
     mask = torch.ones(shape, dtype=torch.bool) if given is None else torch.from_numpy(np.array(given))
@@ -131,18 +181,16 @@ def _operated(
     for group in range(matrix.shape[0]):
         rows, columns = places.rows(group), places.columns
         part = np.ix_(rows.numpy(), columns.numpy())
-        found, stays = surgeon(
-            matrix[group][part],
-            hessian[group][columns][:, columns].to(weight.dtype),
-            wanted.columns,
-            damping=wanted.damping,
-            allowed=None if given is None else masks[group][part],
+        here = moment[group][columns].to(weight.dtype)
+        here = here[:, columns] if here.dim() == 2 else here
+        found, stays = method.operate(
+            matrix[group][part], here, None if given is None else masks[group][part]
         )
         new[group][part], kept[group][part] = found, stays
     value, keep = reading.stored(new, shape), reading.stored(kept, shape)
     before = _sum(torch.where(mask, weight, 0), places, reading)
     after = _sum(torch.where(keep, weight, 0), places, reading)
-    out.patterns.append(Pattern(name, reading.axis, wanted.name, "pruned", after, before))
+    out.patterns.append(Pattern(name, reading.axis, method.name, "pruned", after, before))
     return value.contiguous(), keep.contiguous()
 
 
@@ -151,13 +199,13 @@ def _sum(weight: torch.Tensor, places: Places, reading: Reading) -> float:
     return float(sum(matrix[g][places.rows(g)][:, places.columns].sum() for g in range(matrix.shape[0])))
 
 
-def _unfit(width: int, weight: torch.Tensor, hessian: torch.Tensor, wanted: Wanted) -> str:
+def _unfit(width: int, weight: torch.Tensor, moment: torch.Tensor, method: Method) -> str:
     """Why a layer is left as it is, or ''."""
-    if width % wanted.unit:
-        return f"its sums run over {width} positions, which are no multiple of {wanted.unit}"
+    if width % method.unit:
+        return f"its sums run over {width} positions, which are no multiple of {method.unit}"
     if not torch.isfinite(weight).all():
         return "it holds NaN or infinite elements"
-    if not torch.isfinite(hessian).all():
+    if not torch.isfinite(moment).all():
         return "what it reads on the calibration data is not finite"
     return ""
 
@@ -201,3 +249,14 @@ class Places:
             return self.out
         here = (self.out >= group * self.per_group) & (self.out < (group + 1) * self.per_group)
         return self.out[here] - group * self.per_group
+
+
+@runtime_checkable
+class LayerwiseOptions(Protocol):
+    """A pass that prunes layer by layer."""
+
+    include: tuple[str, ...]
+    exclude: tuple[str, ...]
+
+    def method(self) -> Method:
+        """What becomes of a layer."""
