@@ -8,16 +8,29 @@ if __name__ != "sparsecc.passes":
 import importlib.metadata
 import warnings
 
+from sparsecc.passes.block import BlockPruning
 from sparsecc.passes.channel import ChannelPruning
 from sparsecc.passes.dead_channels import DeadChannelElimination
 from sparsecc.passes.depth import DepthPruning
+from sparsecc.passes.element import ElementPruning
 from sparsecc.passes.head import HeadPruning
+from sparsecc.passes.kernel import KernelPruning
 from sparsecc.passes.nm_pattern import NMPattern
 from sparsecc.transform import Pass
 
 #: name -> pass: what is in this folder
 PASSES: dict[str, type[Pass]] = {
-    p.__name__: p for p in (ChannelPruning, HeadPruning, DepthPruning, DeadChannelElimination, NMPattern)
+    p.__name__: p
+    for p in (
+        ChannelPruning,
+        HeadPruning,
+        DepthPruning,
+        DeadChannelElimination,
+        NMPattern,
+        ElementPruning,
+        BlockPruning,
+        KernelPruning,
+    )
 }
 
 
@@ -42,10 +55,13 @@ def known() -> dict[str, type[Pass]]:
 
 __all__ = [
     "PASSES",
+    "BlockPruning",
     "ChannelPruning",
     "DeadChannelElimination",
     "DepthPruning",
+    "ElementPruning",
     "HeadPruning",
+    "KernelPruning",
     "NMPattern",
     "known",
 ]

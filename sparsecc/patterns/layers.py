@@ -38,13 +38,23 @@ DENSE: dict[str, str] = {
 _EITHER = frozenset({"matmul", "fused_matmul", "einsum", "addmm", "gemm"})
 
 
+#: convolutions: their sums also run over the kernel, whose axes follow the weight's first two
+_CONVOLUTIONS = frozenset({"conv", "fused_conv"})
+
+
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A weight and the axis that sums run along; ``why`` says why no pattern may be put into it, or ''."""
+    """A weight and the axis that sums run along; ``why`` says why no pattern may be put into it, or ''.
+
+    ``kernel``: further axes that the sums run along (None: its readers do not agree on them).  ``groups``:
+    into how many parts its rows fall that read different inputs.
+    """
 
     weight: str
     axis: int
     why: str = ""
+    kernel: tuple[int, ...] | None = ()
+    groups: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +146,18 @@ def _layer(analysis: Analysis, name: str, value: Value, uses: list[tuple[Call, i
     dense = next((DENSE[call.op] for call, _, _ in uses if call.op in DENSE), "")
     if not along:
         return Layer(name, 0, dense) if dense else None
-    return Layer(name, along[0], _refusal(analysis, name, value, along, other))
+    kernels = {
+        _kernel(call, seen) for (call, _, seen), axis in zip(uses, axes, strict=True) if axis is not None
+    }
+    groups = max(call.attrs["groups"] if call.op in _CONVOLUTIONS else 1 for call, _, _ in uses)
+    kernel = kernels.pop() if len(kernels) == 1 else None
+    return Layer(name, along[0], _refusal(analysis, name, value, along, other), kernel, groups)
+
+
+def _kernel(call: Call, seen: _Seen) -> tuple[int, ...]:
+    """The weight's axes behind the kernel of a convolution."""
+    behind = seen.dims[2:] if call.op in _CONVOLUTIONS else ()
+    return tuple(axis for axis in behind if axis is not None)
 
 
 def _summed(analysis: Analysis, call: Call, index: int, seen: _Seen) -> int | None:
