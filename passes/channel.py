@@ -18,8 +18,8 @@ class ChannelPruning(Pass):
     Before: ``conv1[64,3,3,3] -> bn1[64] -> conv2[64,64,3,3]``.  After, with ``sparsity=0.5``:
     ``conv1[32,3,3,3] -> bn1[32] -> conv2[64,32,3,3]``; widths that a residual sum couples go together.
 
-    ``sparsity``: share of positions removed, 0 <= sparsity < 1.  ``allocation``: ``uniform`` or
-    ``global``.  ``multiple_of``: widths are rounded up to it.  ``min_keep``: positions that every
+    ``sparsity``: share of positions removed, 0 <= sparsity < 1.  ``allocation``: ``uniform``, ``global`` or
+    ``isomorphic``.  ``multiple_of``: widths are rounded up to it.  ``min_keep``: positions that every
     group keeps.  ``include`` and ``exclude``: name patterns of weights or modules.  ``residual``:
     whether widths that residual sums share may shrink.
     """
@@ -42,12 +42,14 @@ class ChannelPruning(Pass):
         chosen: Selected = select(
             analysis, ("channel",), include=self.include, exclude=self.exclude, residual=self.residual
         )
+        ranking = saliency or Saliency(analysis)
+        groups, unknown = ranking.rankable(chosen.groups)
         kept = allocate(
-            chosen.groups,
-            saliency or Saliency(analysis),
+            groups,
+            ranking,
             self.sparsity,
             allocation=self.allocation,
             multiple_of=self.multiple_of,
             min_keep=self.min_keep,
         )
-        return Choice(kept, (), chosen.skips)
+        return Choice(kept, (), (*chosen.skips, *unknown))

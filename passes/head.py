@@ -43,12 +43,14 @@ class HeadPruning(Pass):
         """Least salient heads (and head dimensions) of every attention."""
         kinds = (*(("head",) if self.heads else ()), *(("head_dim",) if self.head_dims else ()))
         chosen: Selected = select(analysis, kinds, include=self.include, exclude=self.exclude)
+        ranking = saliency or Saliency(analysis)
+        groups, unknown = ranking.rankable(chosen.groups)
         kept = allocate(
-            chosen.groups,
-            saliency or Saliency(analysis),
+            groups,
+            ranking,
             self.sparsity,
             allocation=self.allocation,
             multiple_of=self.multiple_of,
             min_keep=self.min_keep,
         )
-        return Choice(kept, (), chosen.skips)
+        return Choice(kept, (), (*chosen.skips, *unknown))

@@ -1,46 +1,63 @@
-"""How dense each layer stays where a share of all weights goes.
-
-Evci et al., "Rigging the Lottery: Making All Tickets Winners" (2020), section 3 (1) and appendix A.
-"""
+"""How dense each layer is where a share of all weights stays: uniform, Erdős–Rényi, Erdős–Rényi-Kernel."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
-Shapes = Mapping[str, tuple[int, ...]]
-Densities = Callable[[Shapes, float], dict[str, float]]
+from sparsecc.errors import InvalidOption
+
+Shapes = Mapping[str, Sequence[int]]
 
 
-def uniform(shapes: Shapes, sparsity: float) -> dict[str, float]:
-    """The same density everywhere.
+def uniform(shapes: Shapes, density: float) -> dict[str, float]:
+    """Every layer has the same density.
 
-    >>> uniform({"a": (2, 2), "b": (4, 8)}, 0.75)
+    >>> uniform({"a": (4, 4), "b": (8, 2)}, 0.25)
     {'a': 0.25, 'b': 0.25}
     """
-    return dict.fromkeys(shapes, 1 - sparsity)
+    _check(density)
+    return dict.fromkeys(shapes, density)
 
 
-def erk(shapes: Shapes, sparsity: float) -> dict[str, float]:
-    """Densities in proportion to (sum of sizes) / (product of sizes): Erdős–Rényi kernel.
+def er(shapes: Shapes, density: float) -> dict[str, float]:
+    """Erdős–Rényi: densities proportional to (in + out) / (in * out).
 
-    Layers that would be denser than dense stay dense, and the others make up for it, so that ``sparsity`` of
-    all weights goes.
-
-    >>> erk({"a": (2, 2), "b": (8, 8)}, 0.5)
-    {'a': 1.0, 'b': 0.46875}
+    Mocanu et al., "Scalable Training of Artificial Neural Networks with Adaptive Sparse Connectivity
+    Inspired by Network Science" (2018), eq. 1; kernels of convolutions do not count.
     """
-    raw = {name: sum(shape) / math.prod(shape) for name, shape in shapes.items() if math.prod(shape)}
-    budget = (1 - sparsity) * sum(math.prod(shape) for shape in shapes.values())
-    while raw:
-        left = budget - sum(math.prod(shape) for name, shape in shapes.items() if name not in raw)
-        scale = left / sum(share * math.prod(shapes[name]) for name, share in raw.items())
-        full = [name for name, share in raw.items() if scale * share > 1]
-        if not full:
-            break
-        raw = {name: share for name, share in raw.items() if name not in full}
-    return {name: max(0.0, scale * raw[name]) if name in raw else 1.0 for name in shapes}
+    return _scaled(shapes, density, lambda shape: sum(shape[:2]) / math.prod(shape[:2]))
 
 
-#: text name -> densities of layers by name
-DENSITIES: dict[str, Densities] = {"uniform": uniform, "erk": erk}
+def erk(shapes: Shapes, density: float) -> dict[str, float]:
+    """Erdős–Rényi-Kernel: densities proportional to (in + out + w + h) / (in * out * w * h).
+
+    Evci et al., "Rigging the Lottery: Making All Tickets Winners" (2020), section 3 and appendix A.
+    Layers that would be denser than whole stay whole, and the others share what is left.
+    """
+    return _scaled(shapes, density, lambda shape: sum(shape) / math.prod(shape))
+
+
+def _scaled(shapes: Shapes, density: float, raw: Callable[[Sequence[int]], float]) -> dict[str, float]:
+    _check(density)
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    weights = {name: raw(shape) if sizes[name] else 0.0 for name, shape in shapes.items()}
+    whole: set[str] = set()
+    while True:
+        left = [name for name in shapes if name not in whole]
+        budget = density * sum(sizes.values()) - sum(sizes[name] for name in whole)
+        total = sum(weights[name] * sizes[name] for name in left)
+        scale = budget / total if total else 0.0
+        over = [name for name in left if scale * weights[name] > 1]
+        if not over:
+            return {name: 1.0 if name in whole else scale * weights[name] for name in shapes}
+        whole.update(over)
+
+
+def _check(density: float) -> None:
+    if not 0 <= density <= 1:
+        raise InvalidOption(f"density={density!r}: give the share of weights that stay, 0 <= density <= 1")
+
+
+#: name -> density of every layer, given shapes and the density of all layers together
+DENSITIES: dict[str, Callable[[Shapes, float], dict[str, float]]] = {"uniform": uniform, "er": er, "erk": erk}

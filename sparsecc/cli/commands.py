@@ -191,8 +191,13 @@ def _listing(artifact: Any) -> list[dict[str, str]]:
 @click.option(
     "--recipe", metavar="TEXT", help="Passes, such as 'ChannelPruning(sparsity=0.3); HeadPruning()'."
 )
-@click.option("--saliency", default="l2", show_default=True, help="Criterion: l1, l2, lp (as l1.5), random.")
-@click.option("--allocation", default="uniform", show_default=True, help="uniform or global.")
+@click.option(
+    "--saliency",
+    default="l2",
+    show_default=True,
+    help="Criterion: l1, l2, lp (as l1.5), linf, bn, fpgm, random.",
+)
+@click.option("--allocation", default="uniform", show_default=True, help="uniform, global or isomorphic.")
 @click.option(
     "--include", multiple=True, metavar="PATTERN", help="Touch only parameters so named (layer1.*)."
 )

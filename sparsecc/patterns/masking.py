@@ -15,7 +15,7 @@ from sparsecc.patterns.layers import Layer, computed, layers
 from sparsecc.patterns.nm import Array
 from sparsecc.patterns.present import Present, present, spread
 from sparsecc.patterns.ranking import SCOPES
-from sparsecc.patterns.units import REDUCTIONS, Keep, Units, from_grid, grid_sizes, to_grid
+from sparsecc.patterns.units import REDUCTIONS, Keep, Units, from_grid, grid_sizes, matrix_sizes, to_grid
 from sparsecc.plan import Mask, Pattern, Skip
 from sparsecc.saliency import NORMALISERS, Saliency
 from sparsecc.selection import check_names, selected
@@ -92,7 +92,8 @@ class MaskingPass(Pass):
             return Choice()
         keeps = analysis.keeps(analysis.given.kept)
         found = self._find(analysis, keeps, saliency or Saliency(analysis))
-        dense = DENSITIES[self.densities]({s.layer.weight: s.shape for s in found.sites}, self.sparsity)
+        seen = {site.layer.weight: matrix_sizes(site.layer, site.shape) for site in found.sites}
+        dense = DENSITIES[self.densities](seen, 1 - self.sparsity)
         shares = [1 - dense[site.layer.weight] for site in found.sites]
         gone = SCOPES[self.scope]([site.scores for site in found.sites], shares)
         masks: list[Mask] = []

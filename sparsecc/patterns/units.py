@@ -49,6 +49,12 @@ def grid_sizes(layer: Layer, shape: tuple[int, ...]) -> tuple[int, int, int, int
     return outer, rows, places, shape[layer.axis]
 
 
+def matrix_sizes(layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Outputs, channels, and sizes of the kernel: what densities of layers are computed from."""
+    outer, rows, _, channels = grid_sizes(layer, shape)
+    return (outer * rows, channels, *(shape[d] for d in layer.kernel or ()))
+
+
 def _free(layer: Layer, rank: int) -> list[int]:
     return [d for d in range(rank) if d != layer.axis and d not in (layer.kernel or ())]
 
@@ -81,7 +87,7 @@ class Units:
         return ""
 
     def scores(self, elements: Array, reduction: str = "mean") -> Array:
-        """Scores of units from a grid of those of elements: ``[matrices, rows, places, channels]`` of units."""
+        """Scores of units, ``[matrices, rows, places, channels]``, from a grid of those of elements."""
         if self == Units():
             return elements
         found: Array = REDUCTIONS[reduction](self._split(elements), _INNER)

@@ -1,4 +1,4 @@
-"""Criteria that need weights alone: magnitude (L1, L2, Lp) and random.
+"""Criteria that need weights alone: magnitude (L1, L2, Lp, L-infinity) and random.
 
 A criterion gives every position along an axis of a weight a non-negative score that adds up over
 positions (for Lp: the sum of |w|^p), and says how sums become a saliency (the p-th root).
@@ -8,11 +8,10 @@ Filters for Efficient ConvNets" (2017), section 3.
 
 from __future__ import annotations
 
-import re
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -24,12 +23,16 @@ if TYPE_CHECKING:
 
 Scores = npt.NDArray[np.float64]
 
+#: what of a group is scored: weights with two or more axes, or the scales of its norm layers
+Reads = Literal["matrices", "scales"]
+
 #: elements that are worked on at a time: they stay in the cache, and so does the memory that planning takes
 _CHUNK = 1 << 17
 
 
 def _double(sums: torch.Tensor) -> Scores:
-    return sums.cpu().numpy().astype(np.float64)
+    found: Scores = sums.double().cpu().numpy()
+    return found
 
 
 def _summed(values: torch.Tensor, kept: int) -> torch.Tensor:
@@ -43,11 +46,16 @@ class Criterion:
     """Scores positions of weights.
 
     ``statistics`` names what has to be collected from data first; a criterion with ``needs_values``
-    False is given weights on the meta device.
+    False is given weights on the meta device.  ``reads``: what of a group is scored.  ``join``: how scores
+    of several positions of an axis that stand for one of a group become one.  ``unknown``: why groups are
+    left alone that have nothing to read.
     """
 
     statistics: ClassVar[tuple[str, ...]] = ()
     needs_values: ClassVar[bool] = True
+    reads: ClassVar[Reads] = "matrices"
+    join: ClassVar[Literal["sum", "max"]] = "sum"
+    unknown: ClassVar[str] = "the criterion says nothing about its positions"
 
     def scores(
         self, name: str, weight: torch.Tensor, axes: Sequence[int], statistics: Any = None
@@ -131,6 +139,22 @@ class Lp(Criterion):
         return np.power(total, 1.0 / self.p)
 
 
+@dataclass(frozen=True)
+class LInf(Criterion):
+    """Largest |w|: the limit of Lp."""
+
+    join: ClassVar[Literal["sum", "max"]] = "max"
+
+    def scores(
+        self, name: str, weight: torch.Tensor, axes: Sequence[int], statistics: Any = None
+    ) -> list[Scores]:
+        """The largest |w| over all other axes."""
+        if not weight.numel():
+            return [np.zeros(weight.shape[axis]) for axis in axes]
+        sizes = weight.detach().abs()
+        return [_double(sizes.movedim(axis, 0).reshape(sizes.shape[axis], -1).amax(1)) for axis in axes]
+
+
 class L1(Lp):
     """Sum of |w|."""
 
@@ -164,24 +188,3 @@ class Random(Criterion):
 
     def _generator(self, words: str) -> np.random.Generator:
         return np.random.default_rng([self.seed, zlib.crc32(words.encode())])
-
-
-#: text name -> criterion
-CRITERIA: dict[str, Criterion] = {"l1": L1(), "l2": L2(), "random": Random()}
-_LP = re.compile(r"l(\d+(?:\.\d+)?)")
-
-
-def criterion(name: str | Criterion, *, seed: int = 0) -> Criterion:
-    """The criterion of that name: ``l1``, ``l2``, ``l0.5``, ``random``; InvalidOption otherwise."""
-    if isinstance(name, Criterion):
-        return name
-    if name == "random":
-        return Random(seed)
-    if name in CRITERIA:
-        return CRITERIA[name]
-    match = _LP.fullmatch(name)
-    if match is None:
-        raise InvalidOption(
-            f"saliency {name!r} is not known; there are {', '.join(CRITERIA)} and l<p>, such as l0.5"
-        )
-    return Lp(float(match.group(1)))
