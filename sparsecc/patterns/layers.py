@@ -166,7 +166,15 @@ def _summed(analysis: Analysis, call: Call, index: int, seen: _Seen) -> int | No
         for (operand, dim), (other, _) in ((right, left), (left, right)):
             if operand == index and (operand == right[0] or _may_be_first(analysis, call, other)):
                 return seen.dims[dim % len(seen.dims)]
-    return None
+    return seen.dims[1] if _of_one_channel(call, index) else None
+
+
+def _of_one_channel(call: Call, index: int) -> bool:
+    """Whether a weight is that of a convolution of one channel, whose axis no fact is stated about."""
+    if call.op not in _CONVOLUTIONS or index != 1 or call.attrs["groups"] != 1:
+        return False
+    weight = call.inputs[1]
+    return weight is not None and weight.shape[1] == 1
 
 
 def _may_be_first(analysis: Analysis, call: Call, other: int) -> bool:

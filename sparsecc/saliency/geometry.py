@@ -54,5 +54,6 @@ def _distances(rows: torch.Tensor) -> Scores:
     for start in range(0, len(rows), step):
         part = slice(start, start + step)
         apart = squares[part, None] + squares - 2 * (centred[part] @ centred.T)
+        apart.diagonal(start).zero_()
         sums.append(apart.clamp_(min=0).sqrt_().sum(1).cpu().numpy())
     return np.concatenate(sums) if sums else np.zeros(0)
