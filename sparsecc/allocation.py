@@ -43,19 +43,21 @@ def allocate(
         return {}
     scores = {g.name: saliency.of(g) for g in groups}
     counts: dict[str, int] = {}
-    for some in _compared(groups, saliency.analysis.view, allocation):
+    for some in _compared(groups, saliency, allocation):
         counts |= _counts(some, scores, sparsity, multiple_of, min_keep)
     return {g.name: top(scores[g.name], counts[g.name]) for g in groups}
 
 
-def _compared(groups: Sequence[Group], view: View, allocation: Allocation) -> Iterable[Sequence[Group]]:
+def _compared(
+    groups: Sequence[Group], saliency: Saliency, allocation: Allocation
+) -> Iterable[Sequence[Group]]:
     """Groups that are ranked together."""
     if allocation == "uniform":
         return ([group] for group in groups)
     if allocation == "global":
         return [groups]
     found: defaultdict[object, list[Group]] = defaultdict(list)
-    for group, signature in zip(groups, signatures(view, groups), strict=True):
+    for group, signature in zip(groups, signatures(saliency.analysis.view, groups), strict=True):
         found[signature].append(group)
     return found.values()
 
