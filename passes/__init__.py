@@ -8,10 +8,13 @@ if __name__ != "sparsecc.passes":
 import importlib.metadata
 import warnings
 
+from sparsecc.passes.block import BlockPruning
 from sparsecc.passes.channel import ChannelPruning
 from sparsecc.passes.dead_channels import DeadChannelElimination
 from sparsecc.passes.depth import DepthPruning
+from sparsecc.passes.element import ElementPruning
 from sparsecc.passes.head import HeadPruning
+from sparsecc.passes.kernel import KernelPruning
 from sparsecc.passes.layerwise import SparseGPT, Wanda
 from sparsecc.passes.nm_pattern import NMPattern
 from sparsecc.passes.reconstruction import Reconstruction
@@ -32,6 +35,9 @@ PASSES: dict[str, type[Pass]] = {
         Reconstruction,
         BatchNormReestimation,
         BiasCorrection,
+        ElementPruning,
+        BlockPruning,
+        KernelPruning,
     )
 }
 
@@ -59,10 +65,13 @@ __all__ = [
     "PASSES",
     "BatchNormReestimation",
     "BiasCorrection",
+    "BlockPruning",
     "ChannelPruning",
     "DeadChannelElimination",
     "DepthPruning",
+    "ElementPruning",
     "HeadPruning",
+    "KernelPruning",
     "NMPattern",
     "Reconstruction",
     "SparseGPT",

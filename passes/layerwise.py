@@ -78,7 +78,7 @@ class SparseGPT(LayerwisePass):
         if self.pattern:
             nm = NM.parse(self.pattern)
             return surgery(patterned(nm.n, nm.m), nm.m, str(nm), self.damping)
-        return surgery(unstructured(self.sparsity), 1, "elements", self.damping)
+        return surgery(unstructured(self.sparsity), 1, "unstructured", self.damping)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,4 +100,4 @@ class Wanda(LayerwisePass):
         if self.pattern:
             nm = NM.parse(self.pattern)
             return selection(highest_of_groups(nm.n, nm.m), nm.m, str(nm))
-        return selection(lowest_of_rows(self.sparsity), 1, "elements")
+        return selection(lowest_of_rows(self.sparsity), 1, "unstructured")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -10,12 +11,13 @@ import numpy as np
 from sparsecc.axes.analysis import Group
 from sparsecc.axes.terms import Keep
 from sparsecc.errors import InvalidOption
+from sparsecc.graph import View
 from sparsecc.saliency import Saliency
 from sparsecc.saliency.magnitude import Scores
 from sparsecc.transform import keep_count
 
-Allocation = Literal["uniform", "global"]
-ALLOCATIONS: tuple[Allocation, ...] = ("uniform", "global")
+Allocation = Literal["uniform", "global", "isomorphic"]
+ALLOCATIONS: tuple[Allocation, ...] = ("uniform", "global", "isomorphic")
 
 
 def allocate(
@@ -31,20 +33,47 @@ def allocate(
 
     ``uniform`` removes ``sparsity`` of each group; ``global`` ranks the positions of all groups
     together and removes the least salient ones until that share of all positions is gone, never
-    leaving a group with fewer than ``min_keep``.  Ties are broken by position.
+    leaving a group with fewer than ``min_keep``; ``isomorphic`` does so among groups of one signature
+    (``signatures``), whose saliencies are of one kind (Fang et al., "Isomorphic Pruning for Vision Models",
+    2024, section 3).  Ties are broken by position.
     """
     if allocation not in ALLOCATIONS:
         raise InvalidOption(f"allocation {allocation!r} is not known; there are {', '.join(ALLOCATIONS)}")
     if not groups or sparsity == 0:
         return {}
     scores = {g.name: saliency.of(g) for g in groups}
-    if allocation == "uniform":
-        counts = {
-            g.name: keep_count(g.size, sparsity, multiple_of=multiple_of, min_keep=min_keep) for g in groups
-        }
-    else:
-        counts = _global_counts(groups, scores, sparsity, multiple_of, min_keep)
+    counts: dict[str, int] = {}
+    for some in _compared(groups, saliency, allocation):
+        counts |= _counts(some, scores, sparsity, multiple_of, min_keep)
     return {g.name: top(scores[g.name], counts[g.name]) for g in groups}
+
+
+def _compared(
+    groups: Sequence[Group], saliency: Saliency, allocation: Allocation
+) -> Iterable[Sequence[Group]]:
+    """Groups that are ranked together."""
+    if allocation == "uniform":
+        return ([group] for group in groups)
+    if allocation == "global":
+        return [groups]
+    found: defaultdict[object, list[Group]] = defaultdict(list)
+    for group, signature in zip(groups, signatures(saliency.analysis.view, groups), strict=True):
+        found[signature].append(group)
+    return found.values()
+
+
+def signatures(view: View, groups: Sequence[Group]) -> Iterator[tuple[object, ...]]:
+    """What makes groups comparable: their kind, and operators, axis and rank of every member."""
+    readers: defaultdict[str, list[tuple[str, int]]] = defaultdict(list)
+    for call in view.calls:
+        for index, value in enumerate(call.inputs):
+            if value is not None and value.weight is not None:
+                readers[value.weight].append((call.op, index))
+    for group in groups:
+        members = [
+            (*sorted(readers[m.weight]), m.axis, len(view.weights[m.weight].shape)) for m in group.members
+        ]
+        yield (group.kind, *sorted(members, key=repr))
 
 
 def top(scores: Scores, count: int) -> Keep:
@@ -54,9 +83,13 @@ def top(scores: Scores, count: int) -> Keep:
     return keep
 
 
-def _global_counts(
+def _counts(
     groups: Sequence[Group], scores: Mapping[str, Scores], sparsity: float, multiple_of: int, min_keep: int
 ) -> dict[str, int]:
+    """How many positions every group keeps; one group alone loses its share."""
+    if len(groups) == 1:
+        size = groups[0].size
+        return {groups[0].name: keep_count(size, sparsity, multiple_of=multiple_of, min_keep=min_keep)}
     removable = []
     for group in groups:
         ranked = np.sort(scores[group.name], kind="stable")

@@ -149,11 +149,13 @@ class Skip:
 
 @dataclass(frozen=True)
 class Pattern:
-    """What an N:M pattern along ``axis`` made of a weight.
+    """What a pattern of zeros made of a weight, whose product sums along ``axis``.
 
-    ``state``: ``pruned`` by this plan, ``there`` before it, or ``dense``: left without it (``Plan.skips``
-    says why).  ``kept`` and ``total`` are sums of |w| over what the pattern leaves and over everything
-    that no other pass removes; 0 for dense weights.
+    ``pattern``: N:M, or what the zeros are (``unstructured``, ``4x4 blocks``, ``kernels``).  ``state``:
+    ``pruned`` by this plan, ``there`` before it, or ``dense``: left without it (``Plan.skips`` says why).
+    ``kept`` and ``total`` are sums of |w| over what the pattern leaves and over everything that no earlier
+    pass removes; 0 for dense weights.  Of the ``size`` elements of the latter ``zeros`` are zero then; size 0
+    where that was not counted (dense weights, plans of older versions).
     """
 
     weight: str
@@ -162,6 +164,8 @@ class Pattern:
     state: Literal["pruned", "there", "dense"]
     kept: float = 0.0
     total: float = 0.0
+    zeros: int = 0
+    size: int = 0
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,6 +16,7 @@ from sparsecc.axes.terms import Kept
 from sparsecc.blocks import Dropped, dropped, lost
 from sparsecc.cost import macs
 from sparsecc.errors import InvalidModel, UnsupportedModel
+from sparsecc.patterns.hardware import as_nm, use
 from sparsecc.plan import Bypass, Pattern, Plan
 from sparsecc.verification.certificate import Certificate
 
@@ -53,7 +54,7 @@ class Report:
 
     ``bypassed`` names whole blocks that are gone; groups that were only in them keep 0 positions.
 
-    ``patterns`` tells of every layer what an N:M pattern made of it (``skips`` says why some are dense).
+    ``patterns`` tells of every layer what a pattern of zeros made of it (``skips`` says why some are dense).
 
     ``macs`` are for the example input.  ``latency`` is None unless it was measured.
     """
@@ -190,14 +191,29 @@ def pattern_notes(patterns: Sequence[Pattern]) -> list[str]:
         here = [p for p in patterns if p.pattern == name]
         pruned = [p for p in here if p.state == "pruned"]
         if all(p.state == "dense" for p in here):
-            notes.append(f"no layer can have the pattern {name}; the report says why each is left dense")
+            lack = f"can have the pattern {name}" if as_nm(name) else f"was given zeros ({name})"
+            notes.append(f"no layer {lack}; the report says why each is left dense")
         if pruned:
             count = f"{len(pruned)} layers were" if len(pruned) > 1 else "1 layer was"
+            goal = name if as_nm(name) else f"{share_of_zeros(pruned)} zeros ({name})"
             notes.append(
-                f"{count} pruned one-shot to {name}, "
+                f"{count} pruned one-shot to {goal}, "
                 f"keeping {kept_share(pruned):.1%} of the magnitude; accuracy was not checked"
             )
     return notes
+
+
+def pattern_uses(patterns: Sequence[Pattern]) -> list[str]:
+    """``2:4: sparse tensor cores compute faster with it ...``, for every pattern that some layer has."""
+    return [
+        f"{name}: {use(name)}" for name in dict.fromkeys(p.pattern for p in patterns if p.state != "dense")
+    ]
+
+
+def share_of_zeros(patterns: Sequence[Pattern]) -> str:
+    """Share of the elements that are zero, as text; ``-`` where nobody counted."""
+    size = sum(p.size for p in patterns)
+    return f"{sum(p.zeros for p in patterns) / size:.1%}" if size else "-"
 
 
 def kept_share(patterns: Sequence[Pattern]) -> float:
@@ -220,16 +236,16 @@ def pattern_totals(patterns: Sequence[Pattern]) -> str:
 
 
 def pattern_rows(patterns: Sequence[Pattern]) -> list[list[str]]:
-    """Layers that have a pattern, as rows: weight, axis, pattern, how it came, share of magnitude kept."""
+    """Layers that have a pattern, as rows of ``PATTERN_COLUMNS``."""
     return [
-        [p.weight, str(p.axis), p.pattern, _STATES[p.state], f"{kept_share([p]):.1%}"]
+        [p.weight, str(p.axis), p.pattern, _STATES[p.state], share_of_zeros([p]), f"{kept_share([p]):.1%}"]
         for p in patterns
         if p.state != "dense"
     ]
 
 
 _STATES = {"pruned": "pruned one-shot", "there": "had it"}
-PATTERN_COLUMNS = ("weight", "axis", "pattern", "state", "magnitude kept")
+PATTERN_COLUMNS = ("weight", "axis", "pattern", "state", "zeros", "magnitude kept")
 
 
 def human(value: float) -> str:
@@ -279,13 +295,17 @@ def plan_text(plan: Plan) -> str:
         lines.append(f"  keep {len(d.kept)} of {d.size} of {d.group}{reordered}: {_ranges(d.kept.tolist())}")
     for action in plan.actions:
         lines.append(f"  {_action_text(action)}")
-    lines.extend(
-        f"  {p.pattern} along {p.weight}[{p.axis}]: {_STATES[p.state]}"
-        for p in plan.patterns
-        if p.state != "dense"
-    )
+    lines.extend(f"  {_pattern_text(p)}" for p in plan.patterns if p.state != "dense")
+    lines.extend(f"  {line}" for line in pattern_uses(plan.patterns))
     lines.extend(f"  skip {s.where}: {s.reason}" for s in plan.skips)
     return "\n".join(lines)
+
+
+def _pattern_text(pattern: Pattern) -> str:
+    if as_nm(pattern.pattern):
+        return f"{pattern.pattern} along {pattern.weight}[{pattern.axis}]: {_STATES[pattern.state]}"
+    zeros = share_of_zeros([pattern])
+    return f"{pattern.pattern} in {pattern.weight}: {zeros} zeros, {_STATES[pattern.state]}"
 
 
 def _action_text(action: Any) -> str:
@@ -342,6 +362,7 @@ def report_text(report: Report) -> str:
         parts.append(pattern_totals(report.patterns))
         if rows := pattern_rows(report.patterns):
             parts.append(table(PATTERN_COLUMNS, rows))
+        parts += pattern_uses(report.patterns)
     if report.skips:
         reasons = Counter(reason for _, reason in report.skips)
         parts.append(table(["left alone", "reason"], [[str(n), r] for r, n in reasons.items()]))

@@ -155,7 +155,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 def test_bad_requests_are_clear(tmp_path: Path) -> None:
-    """An output that is there, a model with values, a checkpoint of another model, passes that need memory."""
+    """An output that is there, a model with values, another model's weights, passes that need memory."""
     on_disk(tmp_path / "in")
     (tmp_path / "there").mkdir()
     arguments: dict[str, Any] = {"calibration": DATA}

@@ -279,27 +279,35 @@ def _outer(parts: Sequence[Keep]) -> Keep:
     return mask
 
 
-def fold(term: Term, values: npt.NDArray[np.float64], into: dict[Term, npt.NDArray[np.float64]]) -> None:
-    """Add ``values`` (one per position of the axis) to the positions of every atom of the term."""
+def fold(
+    term: Term,
+    values: npt.NDArray[np.float64],
+    into: dict[Term, npt.NDArray[np.float64]],
+    *,
+    largest: bool = False,
+) -> None:
+    """Add ``values`` (one per position of the axis) to the positions of every atom of the term.
+
+    ``largest`` takes the largest of several values instead of their sum; then they must not be negative.
+    """
     root = resolve(term)
+    join: np.ufunc = np.maximum if largest else np.add
     if root.kind == "atom":
-        if root in into:
-            into[root] = into[root] + values
-        else:
-            into[root] = values
+        into[root] = join(into[root], values) if root in into else values
     elif root.kind == "concat":
         start = 0
         for part in root.parts:
-            fold(part, values[start : start + part.size], into)
+            fold(part, values[start : start + part.size], into, largest=largest)
             start += part.size
     elif root.kind == "pick":
-        base = root.parts[0]
-        counted = np.bincount(places_of(root), values, resolve(base).size)
-        fold(base, counted.astype(np.float64), into)
+        gathered = np.zeros(resolve(root.parts[0]).size)
+        join.at(gathered, places_of(root), values)
+        fold(root.parts[0], gathered, into, largest=largest)
     else:
         grid = values.reshape([p.size for p in root.parts])
         for i, part in enumerate(root.parts):
-            fold(part, grid.sum(axis=tuple(k for k in range(grid.ndim) if k != i)), into)
+            others = tuple(k for k in range(grid.ndim) if k != i)
+            fold(part, join.reduce(grid, axis=others), into, largest=largest)
 
 
 def show(term: Term) -> str:

@@ -195,7 +195,7 @@ def _listing(artifact: Any) -> list[dict[str, str]]:
     "--saliency",
     default="l2",
     show_default=True,
-    help="Criterion: l1, l2, lp (as l1.5), random; with data wanda, activation, apoz, obs, synflow.",
+    help="Criterion: l1, l2, lp (as l1.5), linf, bn, fpgm, random; with data wanda, activation, apoz, obs.",
 )
 @click.option(
     "--calibration",
@@ -207,7 +207,7 @@ def _listing(artifact: Any) -> list[dict[str, str]]:
 @click.option(
     "--calibration-batch", type=int, default=8, show_default=True, help="Samples that are run together."
 )
-@click.option("--allocation", default="uniform", show_default=True, help="uniform or global.")
+@click.option("--allocation", default="uniform", show_default=True, help="uniform, global or isomorphic.")
 @click.option(
     "--include", multiple=True, metavar="PATTERN", help="Touch only parameters so named (layer1.*)."
 )

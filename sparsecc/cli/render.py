@@ -17,6 +17,7 @@ from sparsecc.report import (
     human,
     pattern_rows,
     pattern_totals,
+    pattern_uses,
 )
 
 if TYPE_CHECKING:
@@ -77,10 +78,11 @@ def report_tables(report: Report) -> Iterator[RenderableType]:
         lines = [(g.group, g.kind, f"{g.kept}/{g.size}", g.by) for g in changed]
         yield table(f"{len(changed)} groups became smaller", ("group", "kind", ">kept", "by"), lines)
     if report.patterns:
-        columns = tuple(">" * (name == "magnitude kept") + name for name in PATTERN_COLUMNS)
+        columns = tuple(">" * (name in ("zeros", "magnitude kept")) + name for name in PATTERN_COLUMNS)
         yield table(
             pattern_totals(report.patterns), columns, [tuple(r) for r in pattern_rows(report.patterns)]
         )
+        yield from map(Text, pattern_uses(report.patterns))
     if report.skips:
         reasons = Counter(reason for _, reason in report.skips)
         yield table("left alone", (">groups", "reason"), [(n, reason) for reason, n in reasons.items()])

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sparsecc.patterns.nm import NM
-from sparsecc.patterns.survey import magnitudes, survey
+from sparsecc.patterns.present import magnitudes
+from sparsecc.patterns.survey import survey
 from sparsecc.pipeline import given
 from sparsecc.plan import Plan
 from sparsecc.subject import Subject

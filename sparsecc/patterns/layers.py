@@ -38,13 +38,23 @@ DENSE: dict[str, str] = {
 _EITHER = frozenset({"matmul", "fused_matmul", "einsum", "addmm", "gemm"})
 
 
+#: convolutions: their sums also run over the kernel, whose axes follow the weight's first two
+_CONVOLUTIONS = frozenset({"conv", "fused_conv"})
+
+
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A weight and the axis that sums run along; ``why`` says why no pattern may be put into it, or ''."""
+    """A weight and the axis that sums run along; ``why`` says why no pattern may be put into it, or ''.
+
+    ``kernel``: further axes that the sums run along (None: its readers do not agree on them).  ``groups``:
+    into how many parts its rows fall that read different inputs.
+    """
 
     weight: str
     axis: int
     why: str = ""
+    kernel: tuple[int, ...] | None = ()
+    groups: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +152,18 @@ def _layer(analysis: Analysis, name: str, value: Value, every: list[tuple[Call, 
     dense = next((DENSE[call.op] for call, _, _ in every if call.op in DENSE), "")
     if not along:
         return Layer(name, 0, dense) if dense else None
-    return Layer(name, along[0], _refusal(analysis, name, value, along, other))
+    kernels = {
+        _kernel(call, seen) for (call, _, seen), axis in zip(every, axes, strict=True) if axis is not None
+    }
+    groups = max(call.attrs["groups"] if call.op in _CONVOLUTIONS else 1 for call, _, _ in every)
+    kernel = kernels.pop() if len(kernels) == 1 else None
+    return Layer(name, along[0], _refusal(analysis, name, value, along, other), kernel, groups)
+
+
+def _kernel(call: Call, seen: Seen) -> tuple[int, ...]:
+    """The weight's axes behind the kernel of a convolution."""
+    behind = seen.dims[2:] if call.op in _CONVOLUTIONS else ()
+    return tuple(axis for axis in behind if axis is not None)
 
 
 def _summed(analysis: Analysis, call: Call, index: int, seen: Seen) -> int | None:
@@ -157,7 +178,19 @@ def summed_pair(analysis: Analysis, call: Call, index: int) -> tuple[int, int, i
         for (operand, dim), (other, along) in ((right, left), (left, right)):
             if operand == index and (operand == right[0] or _may_be_first(analysis, call, other)):
                 return dim, other, along
+    if _of_one_channel(call, index):
+        assert call.inputs[0] is not None
+        assert call.inputs[1] is not None
+        return 1, 0, len(call.inputs[0].shape) - len(call.inputs[1].shape) + 1
     return None
+
+
+def _of_one_channel(call: Call, index: int) -> bool:
+    """Whether a weight is that of a convolution of one channel, whose axis no fact is stated about."""
+    if call.op not in _CONVOLUTIONS or index != 1 or call.attrs["groups"] != 1:
+        return False
+    weight = call.inputs[1]
+    return weight is not None and weight.shape[1] == 1
 
 
 def _may_be_first(analysis: Analysis, call: Call, other: int) -> bool:

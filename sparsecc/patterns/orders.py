@@ -28,7 +28,8 @@ _TOTAL = 4e10
 def better_orders(analysis: Analysis, found: Survey, *, exclude: tuple[str, ...] = ()) -> dict[str, Kept]:
     """Orders of groups in which the layers of ``found`` keep more than in the order that they have.
 
-    Groups that hold positions of excluded weights, or along which a layer has its pattern already, stay.
+    Groups stay that hold positions of excluded weights or of weights that earlier passes masked, and those
+    along which a layer has its pattern already.
     """
     pattern, open_ = found.pattern, [site for site in found.sites if not site.has]
     tables = {site.layer.weight: _table(site) for site in open_}
@@ -81,10 +82,9 @@ def with_orders(analysis: Analysis, orders: Mapping[str, Kept]) -> Analysis:
 
 def _locked(analysis: Analysis, found: Survey, exclude: tuple[str, ...]) -> set[Term]:
     view, chosen = analysis.view, selected(analysis, (), exclude)
-    there = [
-        _axis(analysis, site) for site in found.sites if site.has or site.layer.weight in analysis.given.masks
-    ]
-    left = [t for n, v in view.weights.items() if chosen(n) for t in analysis.solver.axes[v]]
+    there = [_axis(analysis, site) for site in found.sites if site.has]
+    fixed = [n for n in view.weights if n in analysis.given.masks or chosen(n)]
+    left = [t for n in fixed for t in analysis.solver.axes[view.weights[n]]]
     return {part for term in (*there, *left) for part in atoms(term)}
 
 

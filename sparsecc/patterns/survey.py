@@ -12,7 +12,9 @@ import numpy.typing as npt
 from sparsecc.axes.analysis import Analysis, Keeps
 from sparsecc.patterns.layers import Layer, computed, layers
 from sparsecc.patterns.nm import NM, Array
+from sparsecc.patterns.present import present, spread
 from sparsecc.plan import Mask, Pattern, Skip
+from sparsecc.saliency.magnitude import Unscored
 from sparsecc.selection import selected
 
 #: element scores of a weight by name, shape of the weight, higher ones are kept
@@ -76,37 +78,18 @@ def survey(
 def _site(analysis: Analysis, keeps: Keeps, pattern: NM, layer: Layer, scores: Scores) -> Site | str:
     """The layer as a site, or why it is none."""
     view = analysis.view
-    indices = [keeps.indices(t) for t in analysis.solver.axes[view.weights[layer.weight]]]
-    width = view.weights[layer.weight].shape[layer.axis]
-    kept = indices[layer.axis]
-    width = width if kept is None else len(kept)
+    width = keeps.count(analysis.solver.axes[view.weights[layer.weight]][layer.axis])
     if not pattern.fits(width):
         return f"its sums run over {width} positions, which are no multiple of {pattern.m}"
-    values = magnitudes(analysis, layer.weight)
-    if not np.isfinite(values).all():
-        return "it holds NaN or infinite elements"
-    masked = analysis.given.masks.get(layer.weight)
-    if masked is not None:
-        values = np.where(masked, values, 0)
-    at = taken(values, indices)
-    has = pattern.holds(at, layer.axis)
-    return Site(layer, at, at if has else taken(scores(layer.weight), indices), indices, values.shape, has)
-
-
-def magnitudes(analysis: Analysis, weight: str) -> Array:
-    """|w| as float64 where the weight is that, else as float32 (which holds float16 and bfloat16)."""
-    tensor = analysis.view.weight(weight).detach()
-    wide = tensor.double() if str(tensor.dtype) == "torch.float64" else tensor.float()
-    found: Array = wide.abs().cpu().numpy()
-    return found
-
-
-def taken(array: Array, indices: list[npt.NDArray[np.int64] | None]) -> Array:
-    """The array at some positions of every axis."""
-    for axis, at in enumerate(indices):
-        if at is not None:
-            array = array.take(at, axis)
-    return array
+    there = present(analysis, keeps, layer)
+    if isinstance(there, str):
+        return there
+    has = pattern.holds(there.values, layer.axis)
+    try:
+        ranked = there.values if has else there.of(scores(layer.weight))
+    except Unscored as error:
+        return str(error)
+    return Site(layer, there.values, ranked, there.indices, there.shape, has)
 
 
 def masked(found: Survey) -> tuple[list[Mask], list[Pattern]]:
@@ -118,22 +101,16 @@ def masked(found: Survey) -> tuple[list[Mask], list[Pattern]]:
     told: list[Pattern] = []
     for site in found.sites:
         total = float(site.values.sum(dtype=np.float64))
-        kept = total
+        left = site.values
         if not site.has:
             keep = found.pattern.keep(site.scores, site.layer.axis)
-            kept = float(np.where(keep, site.values, 0).sum(dtype=np.float64))
-            masks.append(Mask(site.layer.weight, _spread(keep, site)))
+            left = np.where(keep, site.values, 0)
+            masks.append(Mask(site.layer.weight, spread(keep, site.indices, site.shape)))
+        kept, zeros = float(left.sum(dtype=np.float64)), left.size - int(np.count_nonzero(left))
         state: Literal["pruned", "there"] = "there" if site.has else "pruned"
-        told.append(Pattern(site.layer.weight, site.layer.axis, str(found.pattern), state, kept, total))
+        told.append(
+            Pattern(
+                site.layer.weight, site.layer.axis, str(found.pattern), state, kept, total, zeros, left.size
+            )
+        )
     return masks, [*told, *found.dense]
-
-
-def _spread(keep: npt.NDArray[np.bool_], site: Site) -> npt.NDArray[np.bool_]:
-    """A mask of the kept positions as one of the whole weight; what goes anyway is not masked."""
-    if all(at is None for at in site.indices):
-        return keep
-    full = np.ones(site.shape, bool)
-    full[
-        np.ix_(*(np.arange(n) if at is None else at for at, n in zip(site.indices, site.shape, strict=True)))
-    ] = keep
-    return full

@@ -188,15 +188,33 @@ def _operated(
         )
         new[group][part], kept[group][part] = found, stays
     value, keep = reading.stored(new, shape), reading.stored(kept, shape)
-    before = _sum(torch.where(mask, weight, 0), places, reading)
-    after = _sum(torch.where(keep, weight, 0), places, reading)
-    out.patterns.append(Pattern(name, reading.axis, method.name, "pruned", after, before))
+    out.patterns.append(_told(reading, places, weight * mask, keep, method))
     return value.contiguous(), keep.contiguous()
 
 
-def _sum(weight: torch.Tensor, places: Places, reading: Reading) -> float:
-    matrix = reading.matrix(weight.abs().double())
-    return float(sum(matrix[g][places.rows(g)][:, places.columns].sum() for g in range(matrix.shape[0])))
+def _told(
+    reading: Reading, places: Places, weight: torch.Tensor, keep: torch.Tensor, method: Method
+) -> Pattern:
+    """What became of a weight, over the positions that earlier passes keep; magnitudes before the update."""
+    before = _there(reading, places, weight.double().abs())
+    stays = _there(reading, places, keep)
+    return Pattern(
+        reading.weight,
+        reading.axis,
+        method.name,
+        "pruned",
+        kept=float((before * stays).sum()),
+        total=float(before.sum()),
+        zeros=int((~stays).sum()),
+        size=stays.numel(),
+    )
+
+
+def _there(reading: Reading, places: Places, tensor: torch.Tensor) -> torch.Tensor:
+    """The elements at kept positions, in a row."""
+    matrix = reading.matrix(tensor)
+    parts = [matrix[g][places.rows(g)][:, places.columns].reshape(-1) for g in range(len(matrix))]
+    return torch.cat(parts)
 
 
 def _unfit(width: int, weight: torch.Tensor, moment: torch.Tensor, method: Method) -> str:

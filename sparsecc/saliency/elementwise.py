@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sparsecc.errors import InvalidOption
-from sparsecc.saliency.magnitude import Criterion, Scores
+from sparsecc.saliency.magnitude import Criterion, Scores, Unscored
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -39,12 +38,11 @@ class Elementwise(Criterion):
         return [_summed(found, axis) if axis in scored else None for axis in axes]
 
     def elements(self, name: str, weight: torch.Tensor, statistics: Any = None) -> npt.NDArray[Any]:
-        """Scores of elements; InvalidOption for weights that the criterion says nothing about."""
+        """Scores of elements; raises Unscored for weights that the criterion says nothing about."""
         found = self.values(name, weight, statistics)
         if found is None:
-            raise InvalidOption(
-                f"{type(self).__name__} says nothing about {name!r}: no product reads it as a matrix"
-            )
+            why = statistics.readings.why.get(name, "no product reads it as a matrix")
+            raise Unscored(f"{type(self).__name__} says nothing about {name!r}: {why}")
         return np.asarray(found.detach().cpu().numpy())
 
 

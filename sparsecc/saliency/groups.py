@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from sparsecc.axes.analysis import Analysis, Group
+from sparsecc.axes.analysis import Analysis, Group, Member
 from sparsecc.axes.terms import Term, fold, resolve
 from sparsecc.errors import InvalidOption
 from sparsecc.plan import Skip
 from sparsecc.saliency.magnitude import L2, Criterion, Scores
+from sparsecc.saliency.scales import norm_scales
 
 #: how the saliencies that a group has in its several weights become one
 REDUCTIONS: dict[str, Callable[[Any], Scores]] = {
@@ -92,13 +94,12 @@ class Saliency:
     def of(self, group: Group) -> Scores:
         """Saliency of the group's positions, shape ``[group.size]``, after reduction and normaliser.
 
-        Raises InvalidOption for a group that ``knows`` says nothing about.
+        Raises InvalidOption for a group that the criterion does not know.
         """
-        members = [m for m in group.members if self._rank(m.weight) > 1] or list(group.members)
-        found = [self._row(m.weight, m.axis, group.term) for m in members]
+        found = [self._row(m.weight, m.axis, group.term) for m in self._members(group)]
         rows = [row for row in found if row is not None]
         if not rows:
-            raise InvalidOption(f"{group.name}: {self._unknown()}")
+            raise InvalidOption(f"{group.name}: {self.criterion.unknown}")
         if self.criterion.joint:
             return NORMALISERS[self.normaliser](self.criterion.finish(np.sum(rows, axis=0)))
         finished = np.stack([self.criterion.finish(row) for row in rows])
@@ -106,18 +107,23 @@ class Saliency:
 
     def knows(self, group: Group) -> bool:
         """Whether the criterion says anything about the positions of a group."""
-        members = [m for m in group.members if self._rank(m.weight) > 1] or list(group.members)
-        return any(self._row(m.weight, m.axis, group.term) is not None for m in members)
+        return any(self._row(m.weight, m.axis, group.term) is not None for m in self._members(group))
 
     def rankable(self, groups: Iterable[Group]) -> tuple[list[Group], list[Skip]]:
         """Groups that the criterion can rank, and the others with the reason."""
         known = [g for g in groups if self.knows(g)]
         names = {g.name for g in known}
-        return known, [Skip(g.name, self._unknown()) for g in groups if g.name not in names]
+        return known, [Skip(g.name, self.criterion.unknown) for g in groups if g.name not in names]
 
-    def _unknown(self) -> str:
-        name = type(self.criterion).__name__
-        return f"{name} says nothing about its positions: no weight of it is read in a way that it scores"
+    def _members(self, group: Group) -> list[Member]:
+        """Axes of weights that are scored."""
+        if self.criterion.reads == "scales":
+            return [m for m in group.members if m.weight in self._scales]
+        return [m for m in group.members if self._rank(m.weight) > 1] or list(group.members)
+
+    @cached_property
+    def _scales(self) -> frozenset[str]:
+        return norm_scales(self.analysis.view)
 
     def elements(self, weight: str) -> npt.NDArray[Any]:
         """Scores of the single elements of a weight, in its shape; of two, the higher one is kept."""
@@ -149,7 +155,7 @@ class Saliency:
                 self._folded[weight, axis] = None
                 continue
             folded: dict[Term, Scores] = {}
-            fold(axes[axis], scores, folded)
+            fold(axes[axis], scores, folded, largest=self.criterion.join == "max")
             self._folded[weight, axis] = folded
 
 

@@ -1,4 +1,4 @@
-"""Criteria that need weights alone: magnitude (L1, L2, Lp) and random.
+"""Criteria that need weights alone: magnitude (L1, L2, Lp, L-infinity) and random.
 
 A criterion gives every position along an axis of a weight a non-negative score that adds up over
 positions (for Lp: the sum of |w|^p), and says how sums become a saliency (the p-th root).
@@ -11,7 +11,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -23,12 +23,16 @@ if TYPE_CHECKING:
 
 Scores = npt.NDArray[np.float64]
 
+#: what of a group is scored: weights with two or more axes, or the scales of its norm layers
+Reads = Literal["matrices", "scales"]
+
 #: elements that are worked on at a time: they stay in the cache, and so does the memory that planning takes
 _CHUNK = 1 << 17
 
 
 def _double(sums: torch.Tensor) -> Scores:
-    return sums.cpu().numpy().astype(np.float64)
+    found: Scores = sums.double().cpu().numpy()
+    return found
 
 
 def _summed(values: torch.Tensor, kept: int) -> torch.Tensor:
@@ -37,20 +41,29 @@ def _summed(values: torch.Tensor, kept: int) -> torch.Tensor:
     return values.sum(dims) if dims else values
 
 
+class Unscored(InvalidOption):
+    """The criterion says nothing about the elements of this weight."""
+
+
 @dataclass(frozen=True)
 class Criterion:
     """Scores positions of weights.
 
     A criterion that ``needs_data`` is given ``Statistics``; ``moments`` names those that it reads, so that
     one pass over the data collects them.  One with ``needs_values`` False is given weights that are on the
-    meta device.
-    ``joint``: scores of all weights of a group are summed before ``finish``, and no reduction is asked for.
+    meta device.  ``joint``: scores of all weights of a group are summed before ``finish``, and no reduction
+    is asked for.  ``reads``: what of a group is scored.  ``join``: how scores of several positions of an axis
+    that stand for one of a group become one.  ``unknown``: why groups are left alone that have nothing to
+    read.
     """
 
     needs_data: ClassVar[bool] = False
     moments: ClassVar[tuple[str, ...]] = ()
     needs_values: ClassVar[bool] = True
     joint: ClassVar[bool] = False
+    reads: ClassVar[Reads] = "matrices"
+    join: ClassVar[Literal["sum", "max"]] = "sum"
+    unknown: ClassVar[str] = "the criterion says nothing about its positions"
 
     def scores(
         self, name: str, weight: torch.Tensor, axes: Sequence[int], statistics: Any = None
@@ -135,6 +148,22 @@ class Lp(Criterion):
     def finish(self, total: Scores) -> Scores:
         """The p-th root of summed powers."""
         return np.power(total, 1.0 / self.p)
+
+
+@dataclass(frozen=True)
+class LInf(Criterion):
+    """Largest |w|: the limit of Lp."""
+
+    join: ClassVar[Literal["sum", "max"]] = "max"
+
+    def scores(
+        self, name: str, weight: torch.Tensor, axes: Sequence[int], statistics: Any = None
+    ) -> list[Scores]:
+        """The largest |w| over all other axes."""
+        if not weight.numel():
+            return [np.zeros(weight.shape[axis]) for axis in axes]
+        sizes = weight.detach().abs()
+        return [_double(sizes.movedim(axis, 0).reshape(sizes.shape[axis], -1).amax(1)) for axis in axes]
 
 
 class L1(Lp):

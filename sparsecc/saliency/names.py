@@ -7,13 +7,18 @@ from collections.abc import Callable
 
 from sparsecc.errors import InvalidOption
 from sparsecc.saliency.calibrated import OBS, Activation, APoZ, Wanda
+from sparsecc.saliency.geometry import FPGM
 from sparsecc.saliency.gradient import OBD, SNIP, Fisher, GraSP, SynFlow, Taylor
-from sparsecc.saliency.magnitude import L1, L2, Criterion, Lp, Random
+from sparsecc.saliency.magnitude import L1, L2, Criterion, LInf, Lp, Random
+from sparsecc.saliency.scales import NormScale
 
 #: text name -> criterion for a seed
 CRITERIA: dict[str, Callable[[int], Criterion]] = {
     "l1": lambda seed: L1(),
     "l2": lambda seed: L2(),
+    "linf": lambda seed: LInf(),
+    "bn": lambda seed: NormScale(),
+    "fpgm": lambda seed: FPGM(),
     "random": Random,
     "wanda": lambda seed: Wanda(),
     "activation": lambda seed: Activation(),
