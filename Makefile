@@ -23,7 +23,7 @@ export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-bench demo test test-nightly lint format data bench bench-permutation bench-real bench-peers gpu-test gpu-bench zoo pins clean
+.PHONY: help setup setup-bench demo test test-nightly lint format data bench bench-permutation bench-accuracy bench-real bench-peers gpu-test gpu-bench zoo pins clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -83,6 +83,9 @@ gpu-test: $(DEV) ## run the kernels on the GPU at hand: exactness, CUDA graphs (
 
 gpu-bench: $(DEV) ## time the kernels beside cuBLASLt and cuSPARSELt, and write docs/gpu.md
 	$(BIN)/python -m benchmarks.gpu
+
+bench-accuracy: $(BENCH) data ## prune trained models in many ways and write docs/accuracy.md (hours; goes on where it stopped)
+	$(BIN)/python -m benchmarks.accuracy
 
 bench-real: $(BENCH) data ## prune the real models and write the results table into README.md
 	$(BIN)/python -m benchmarks.real

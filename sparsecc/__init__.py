@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sparsecc.api import Compiled, Pruned, analyze, compile, load, prune, slim, targets, verify
     from sparsecc.axes.analysis import Analysis
+    from sparsecc.calibration.data import CalibrationData
     from sparsecc.errors import (
         InvalidModel,
         InvalidOption,
@@ -42,6 +43,7 @@ _HOMES = {
         "verify",
     ),
     "sparsecc.axes.analysis": ("Analysis",),
+    "sparsecc.calibration.data": ("CalibrationData",),
     "sparsecc.errors": (
         "InvalidModel",
         "InvalidOption",
@@ -60,6 +62,7 @@ _NAMES = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "Analysis",
+    "CalibrationData",
     "Certificate",
     "Compiled",
     "InvalidModel",

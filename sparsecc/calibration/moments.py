@@ -24,6 +24,14 @@ def _second(reading: Reading, step: Step) -> torch.Tensor:
     return rows.transpose(1, 2) @ rows
 
 
+def add_(total: torch.Tensor, name: str, reading: Reading, step: Step) -> torch.Tensor:
+    """Add what one more step sums up to, in place."""
+    if name != "hessian":
+        return total.add_(MOMENTS[name](reading, step))
+    rows = _wide(reading.rows(step))
+    return total.baddbmm_(rows.transpose(1, 2), rows)  # as large as a block: no second one is made
+
+
 #: name -> sum over the rows of one step: ``[G, K]``, or ``[G, K, K]`` for ``hessian``
 MOMENTS: dict[str, Callable[[Reading, Step], torch.Tensor]] = {
     "mean": _diagonal(lambda x: x),
@@ -45,8 +53,10 @@ class Moments:
         """Take the rows of one step in."""
         self.count += reading.count(step, result)
         for name in names:
-            found = MOMENTS[name](reading, step)
-            self.sums[name] = self.sums[name].add_(found) if name in self.sums else found
+            if name in self.sums:
+                add_(self.sums[name], name, reading, step)
+            else:
+                self.sums[name] = MOMENTS[name](reading, step)
 
     def __add__(self, other: Moments) -> Moments:
         sums = {n: self.sums[n] + other.sums[n] for n in self.sums.keys() & other.sums.keys()}

@@ -21,6 +21,7 @@ from sparsecc.checkpoint.writer import ShardWriter, check_known
 from sparsecc.errors import InvalidOption
 from sparsecc.fx.subject import TorchSubject
 from sparsecc.fx.weights import WeightActions
+from sparsecc.memory import give_back
 from sparsecc.pipeline import decide, given
 from sparsecc.plan import Pattern, Plan, Skip
 from sparsecc.recovery.layerwise import LayerwiseOptions, prune_layers
@@ -101,6 +102,7 @@ def _write(
 
     def sink(name: str, value: torch.Tensor, keep: torch.Tensor) -> None:
         writer.put(name, actions.edit(name, value))
+        give_back()
 
     patterns: list[Pattern] = []
     skips: list[Skip] = []

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import struct
 import weakref
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -31,14 +33,19 @@ _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 
 
+#: a header is text about tensors: no checkpoint has one of this size
+_LONGEST = 100 << 20
+
+
 @dataclass(frozen=True)
 class Entry:
-    """Where a tensor is stored."""
+    """Where a tensor is stored: ``start`` is the first byte in the file."""
 
     file: Path
     dtype: str
     shape: tuple[int, ...]
     metadata: Mapping[str, str]
+    start: int = 0
 
 
 class Shards(Mapping[str, torch.Tensor]):
@@ -60,7 +67,7 @@ class Shards(Mapping[str, torch.Tensor]):
         found = self._alive.get(name)
         if found is None:
             entry = self.entries[name]
-            found = self._alive[name] = _read(entry, name)
+            found = self._alive[name] = _read(entry)
         return found
 
     def __iter__(self) -> Iterator[str]:
@@ -90,23 +97,45 @@ def _files(path: Path) -> list[Path]:
 
 
 def _entries(file: Path) -> Iterator[tuple[str, Entry]]:
-    from safetensors import SafetensorError, safe_open
+    """What a file's header says, checked against the file.
 
+    Read by hand, because libraries map whole files, which counts as memory
+    (https://github.com/huggingface/safetensors, "Format").
+    """
     try:
-        with safe_open(file, framework="pt") as handle:
-            metadata = handle.metadata() or {}
-            for name in handle.keys():  # noqa: SIM118  (no mapping)
-                part = handle.get_slice(name)
-                yield name, Entry(file, part.get_dtype(), tuple(part.get_shape()), metadata)
-    except (SafetensorError, OSError) as error:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            (length,) = struct.unpack("<Q", stream.read(8))
+            if length > min(size - 8, _LONGEST):
+                raise ValueError(f"a header of {length} bytes")
+            header = json.loads(stream.read(length))
+        metadata = {str(k): str(v) for k, v in header.pop("__metadata__", {}).items()}
+        for name, told in header.items():
+            yield name, _entry(file, told, metadata, 8 + length, size)
+    except (OSError, struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InvalidModel(f"{file}: no safetensors file, or it is damaged ({error})") from error
 
 
-def _read(entry: Entry, name: str) -> torch.Tensor:
-    """A copy of the tensor: what is mapped would count as memory as long as the file is open."""
-    from safetensors import safe_open
+def _entry(file: Path, told: Any, metadata: Mapping[str, str], data: int, size: int) -> Entry:
+    shape = tuple(int(n) for n in told["shape"])
+    begin, end = (int(n) for n in told["data_offsets"])
+    width = DTYPES[told["dtype"]].itemsize if told["dtype"] in DTYPES else None
+    fits = width is None or end - begin == width * math.prod(shape)
+    if not (0 <= begin <= end <= size - data and fits and all(n >= 0 for n in shape)):
+        raise ValueError(f"offsets {begin} to {end} for shape {list(shape)}")
+    return Entry(file, str(told["dtype"]), shape, metadata, data + begin)
 
-    with safe_open(entry.file, framework="pt") as handle:
-        stored: Any = handle.get_tensor(name)
-        found: torch.Tensor = stored.clone()
-    return found
+
+def _read(entry: Entry) -> torch.Tensor:
+    """A copy of the tensor in memory of its own."""
+    dtype = DTYPES[entry.dtype]
+    count = math.prod(entry.shape)
+    if not count:
+        return torch.empty(entry.shape, dtype=dtype)
+    found = torch.empty(count, dtype=dtype)
+    with entry.file.open("rb") as stream:
+        stream.seek(entry.start)
+        got = stream.readinto(found.view(torch.uint8).numpy().data)
+    if got != count * dtype.itemsize:
+        raise InvalidModel(f"{entry.file}: ends before its tensors do")
+    return found.reshape(entry.shape)

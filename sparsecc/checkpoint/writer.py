@@ -12,7 +12,7 @@ import torch
 from sparsecc.checkpoint.shards import DTYPES, Entry
 from sparsecc.errors import InvalidModel
 
-_SIZES = {name: torch.empty((), dtype=dtype).element_size() for name, dtype in DTYPES.items()}
+_SIZES = {name: dtype.itemsize for name, dtype in DTYPES.items()}
 
 
 class ShardWriter:

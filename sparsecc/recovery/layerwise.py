@@ -96,6 +96,7 @@ def prune_layers(
     keeps: dict[str, torch.Tensor] = {}
     moments: dict[tuple[Any, ...], torch.Tensor] = {}
     done: set[str] = set()
+    readers = _by_source(statistics, targets)
 
     def update(moment: Moment) -> Mapping[str, torch.Tensor]:
         new: dict[str, torch.Tensor] = {}
@@ -104,9 +105,14 @@ def prune_layers(
                 continue
             done.add(reading.weight)
             found = _moment(reading, moment.pruned, statistics, moments, method)
-            value, keep = _operated(recovery, reading, found, method, out)
+            owned = readers.get(reading.source, set()) <= done
+            value, keep = _operated(recovery, reading, found, method, out, owned=owned)
+            if owned:
+                moments.pop(reading.source, None)
+            del found
             if keep is None:
                 continue
+            out.patterns.append(_told(recovery, reading, keep, method))
             new[reading.weight] = value
             if sink is None:
                 keeps[reading.weight] = keep
@@ -118,6 +124,17 @@ def prune_layers(
     values = recovery.run(update, "pruning layer by layer", last) if last else {}
     if sink is None:
         out.actions += [*written(values, analysis), *masked_where(keeps)]
+    return out
+
+
+def _by_source(statistics: Statistics, targets: set[str]) -> dict[tuple[Any, ...], set[str]]:
+    """Weights by the one value that they are multiplied with."""
+    out: dict[tuple[Any, ...], set[str]] = {}
+    for weight in targets:
+        sources = {r.source for r in statistics.readings.of[weight]}
+        for source in sources:
+            held = {weight} if len(sources) == 1 else {weight, ""}  # the sum of several is nobody's own
+            out.setdefault(source, set()).update(held)
     return out
 
 
@@ -162,9 +179,18 @@ def _moment(
 
 
 def _operated(
-    recovery: Recovery, reading: Reading, moment: torch.Tensor, method: Method, out: Surgery
+    recovery: Recovery,
+    reading: Reading,
+    moment: torch.Tensor,
+    method: Method,
+    out: Surgery,
+    *,
+    owned: bool,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """New values and mask of one weight; no mask where it is left as it is."""
+    """New values and mask of one weight; no mask where it is left as it is.
+
+    ``owned``: nobody needs the moment any more.
+    """
     weight, name = recovery.current(reading.weight), reading.weight
     shape = weight.shape
     places = Places.of(recovery, reading, shape)
@@ -174,45 +200,68 @@ def _operated(
         out.patterns.append(Pattern(name, reading.axis, method.name, "dense"))
         return weight, None
     given = recovery.analysis.given.masks.get(name)
-    mask = torch.ones(shape, dtype=torch.bool) if given is None else torch.from_numpy(np.array(given))
-    value, keep = weight.clone(), mask.clone()
-    matrix, masks = reading.matrix(weight), reading.matrix(mask)
-    new, kept = reading.matrix(value).clone(), reading.matrix(keep).clone()
-    for group in range(matrix.shape[0]):
-        rows, columns = places.rows(group), places.columns
-        part = np.ix_(rows.numpy(), columns.numpy())
-        here = moment[group][columns].to(weight.dtype)
-        here = here[:, columns] if here.dim() == 2 else here
-        found, stays = method.operate(
-            matrix[group][part], here, None if given is None else masks[group][part]
-        )
-        new[group][part], kept[group][part] = found, stays
+    matrix = reading.matrix(weight)
+    allowed = None if given is None else reading.matrix(torch.from_numpy(np.array(given)))
+    if places.everything and len(matrix) == 1:
+        found = method.operate(matrix[0], moment[0] if owned else moment[0].clone(), _first(allowed))
+        new, kept = found[0][None], found[1][None]
+    else:
+        new = matrix.clone()
+        kept = torch.ones(matrix.shape, dtype=torch.bool) if allowed is None else allowed.clone()
+        for group in range(len(matrix)):
+            part = np.ix_(places.rows(group).numpy(), places.columns.numpy())
+            new[group][part], kept[group][part] = method.operate(
+                matrix[group][part],
+                _at(moment[group], places.columns).to(weight.dtype),
+                None if allowed is None else allowed[group][part],
+            )
     value, keep = reading.stored(new, shape), reading.stored(kept, shape)
-    out.patterns.append(_told(reading, places, weight * mask, keep, method))
     return value.contiguous(), keep.contiguous()
 
 
-def _told(
-    reading: Reading, places: Places, weight: torch.Tensor, keep: torch.Tensor, method: Method
-) -> Pattern:
+def _first(masks: torch.Tensor | None) -> torch.Tensor | None:
+    return None if masks is None else masks[0]
+
+
+def _at(moment: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
+    """The moment of some columns, in their order."""
+    moment = moment.index_select(0, columns)
+    return moment.index_select(1, columns) if moment.dim() == 2 else moment
+
+
+def _told(recovery: Recovery, reading: Reading, keep: torch.Tensor, method: Method) -> Pattern:
     """What became of a weight, over the positions that earlier passes keep; magnitudes before the update."""
-    before = _there(reading, places, weight.double().abs())
-    stays = _there(reading, places, keep)
+    weight = recovery.current(reading.weight)
+    given = recovery.analysis.given.masks.get(reading.weight)
+    if given is not None:
+        weight = torch.where(torch.from_numpy(np.array(given)), weight, 0)
+    places = Places.of(recovery, reading, weight.shape)
+    before, stays = _there(reading, places, weight), _there(reading, places, keep)
     return Pattern(
         reading.weight,
         reading.axis,
         method.name,
         "pruned",
-        kept=float((before * stays).sum()),
-        total=float(before.sum()),
-        zeros=int((~stays).sum()),
+        kept=sum(_magnitude(b * s) for b, s in zip(before.split(_FEW), stays.split(_FEW), strict=True)),
+        total=_magnitude(before),
+        zeros=int(stays.numel() - stays.sum()),
         size=stays.numel(),
     )
+
+
+#: elements that are looked at together, where a second copy of a layer would matter
+_FEW = 1 << 18
+
+
+def _magnitude(values: torch.Tensor) -> float:
+    return float(torch.linalg.vector_norm(values.reshape(-1), 1, dtype=torch.float64))
 
 
 def _there(reading: Reading, places: Places, tensor: torch.Tensor) -> torch.Tensor:
     """The elements at kept positions, in a row."""
     matrix = reading.matrix(tensor)
+    if places.everything:
+        return matrix.reshape(-1)
     parts = [matrix[g][places.rows(g)][:, places.columns].reshape(-1) for g in range(len(matrix))]
     return torch.cat(parts)
 
@@ -221,11 +270,16 @@ def _unfit(width: int, weight: torch.Tensor, moment: torch.Tensor, method: Metho
     """Why a layer is left as it is, or ''."""
     if width % method.unit:
         return f"its sums run over {width} positions, which are no multiple of {method.unit}"
-    if not torch.isfinite(weight).all():
+    if not _finite(weight):
         return "it holds NaN or infinite elements"
-    if not torch.isfinite(moment).all():
+    if not _finite(moment):
         return "what it reads on the calibration data is not finite"
     return ""
+
+
+def _finite(values: torch.Tensor) -> bool:
+    """Whether all elements are, without a copy: extremes of NaN are NaN."""
+    return not values.numel() or all(bool(torch.isfinite(v)) for v in torch.aminmax(values))
 
 
 @dataclass(frozen=True)
@@ -240,6 +294,7 @@ class Places:
     width: int
     groups: int
     per_group: int
+    everything: bool
 
     @classmethod
     def of(cls, recovery: Recovery, reading: Reading, shape: torch.Size) -> Places:
@@ -255,11 +310,13 @@ class Places:
                     hit[places] = True
                     keep &= hit.reshape([-1 if d == axis else 1 for d in range(len(shape))])
             out = torch.nonzero(reading.matrix(keep)[0].all(1)).flatten()
-            return cls(out, along, len(along), 1, len(out))
+            whole = all(places is None for places in kept)
+            return cls(out, along, len(along), 1, len(out), whole)
         positions = int(np.prod(shape[2:]))
         columns = (torch.arange(positions)[:, None] + along[None] * positions).reshape(-1)
         out = torch.arange(shape[0]) if kept[0] is None else kept[0]
-        return cls(out, columns, len(along), reading.groups, shape[0] // reading.groups)
+        whole = kept[0] is None and kept[1] is None and positions == 1  # else in another order
+        return cls(out, columns, len(along), reading.groups, shape[0] // reading.groups, whole)
 
     def rows(self, group: int) -> torch.Tensor:
         """Kept rows of the matrix of a group."""

@@ -19,28 +19,45 @@ BLOCK = 128
 _FEW = 16
 
 
-def dampened(hessian: torch.Tensor, damping: float) -> torch.Tensor:
-    """H[..., K, K] plus ``damping`` times its mean diagonal; 1 on the diagonal where nothing was read."""
+def dampen_(hessian: torch.Tensor, damping: float) -> torch.Tensor:
+    """H[..., K, K] plus ``damping`` times its mean diagonal, in place; more where nothing was read."""
     diagonal = hessian.diagonal(dim1=-2, dim2=-1)
     mean = diagonal.mean(-1, keepdim=True)
-    extra = torch.where(diagonal == 0, torch.where(mean > 0, mean, 1.0), damping * mean)
-    return hessian + torch.diag_embed(extra)
+    diagonal += torch.where(diagonal == 0, torch.where(mean > 0, mean, 1.0), damping * mean)
+    return hessian
 
 
 def inverse_diagonal(hessian: torch.Tensor, damping: float) -> torch.Tensor:
     """The diagonal of the inverse of the dampened H, ``[..., K]``."""
-    return torch.cholesky_inverse(factor(dampened(hessian, damping))).diagonal(dim1=-2, dim2=-1)
+    lower = factor(dampen_(hessian.clone(), damping))
+    return torch.cholesky_inverse(lower).diagonal(dim1=-2, dim2=-1)
 
 
 def factor(matrix: torch.Tensor) -> torch.Tensor:
     """Lower Cholesky factor; InvalidOption where rounding has made the matrix indefinite."""
     found, info = torch.linalg.cholesky_ex(matrix)
+    _check(info)
+    return found  # type: ignore[no-any-return]
+
+
+def inverse_factor_(hessian: torch.Tensor) -> torch.Tensor:
+    """Upper Cholesky factor of the inverse of H ``[K, K]``, in the memory of H: it may be a block's size."""
+    columns = hessian.mT  # symmetric; LAPACK works in place on columns
+    info = torch.empty((), dtype=torch.int32)
+    torch.linalg.cholesky_ex(columns, out=(columns, info))
+    _check(info)
+    torch.cholesky_inverse(columns, out=columns)
+    torch.linalg.cholesky_ex(columns, upper=True, out=(columns, info))
+    _check(info)
+    return columns
+
+
+def _check(info: torch.Tensor) -> None:
     if int(info.max()):
         raise InvalidOption(
             "the second moment of what a layer reads is not positive definite: give a larger damping, "
             "or more calibration data, and check that activations are finite"
         )
-    return found  # type: ignore[no-any-return]
 
 
 #: scores ``[C, O]`` of C columns -> mask of what stays
@@ -117,7 +134,8 @@ def surgeon(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Updated weight ``[O, K]`` and the mask of what stays, for H = x.T x ``[K, K]`` of the rows read.
 
-    ``allowed`` is False where elements are zero already and stay so.  Runs in the dtype of H.
+    ``allowed`` is False where elements are zero already and stay so.  Runs in the dtype of H, and uses the
+    memory of H up: give a copy of one that is needed later.
     """
     work = _Work(weight, hessian, columns, damping, allowed)
     work.run(0, weight.shape[1])
@@ -135,11 +153,11 @@ class _Work:
         damping: float,
         allowed: torch.Tensor | None,
     ) -> None:
-        lower = factor(dampened(hessian, damping))
-        self.inverse = torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True)
+        unread = hessian.diagonal() == 0
+        self.inverse = inverse_factor_(dampen_(hessian, damping))
         self.columns = columns
         self.w = weight.to(hessian.dtype).T.contiguous()
-        self.w[hessian.diagonal() == 0] = 0
+        self.w[unread] = 0
         self.allowed = None if allowed is None else allowed.T
         if self.allowed is not None:
             self.w *= self.allowed
@@ -161,7 +179,9 @@ class _Work:
         half = size // 2
         middle = start + (max(count, half - half % count) if size > count else half)
         self.run(start, middle)
-        self.w[middle:stop] -= self.inverse[start:middle, middle:stop].T @ self.errors[start:middle]
+        self.w[middle:stop].addmm_(
+            self.inverse[start:middle, middle:stop].T, self.errors[start:middle], alpha=-1
+        )
         self.run(middle, stop)
 
     def _choose(self, start: int) -> None:
@@ -184,4 +204,5 @@ class _Work:
 
     def result(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The updated weight with zeros where elements went, and the mask."""
-        return (self.w * self.keep).T.contiguous(), self.keep.T.contiguous()
+        del self.errors, self.inverse
+        return self.w.mul_(self.keep).T.contiguous(), self.keep.T.contiguous()

@@ -13,7 +13,7 @@ import torch
 from sparsecc.axes.analysis import Analysis, Keeps
 from sparsecc.calibration import Statistics
 from sparsecc.calibration.lockstep import lockstep
-from sparsecc.calibration.moments import MOMENTS
+from sparsecc.calibration.moments import MOMENTS, add_
 from sparsecc.calibration.readings import Reading
 from sparsecc.calibration.statistics import blaming
 from sparsecc.graph import Call
@@ -135,7 +135,7 @@ def summed(reading: Reading, steps: Sequence[Step], name: str) -> torch.Tensor:
     """A moment of the rows that a reading has, over all batches, as ``MOMENTS`` names them."""
     total = MOMENTS[name](reading, steps[0])
     for step in steps[1:]:
-        total.add_(MOMENTS[name](reading, step))
+        add_(total, name, reading, step)
     return total
 
 

@@ -1,0 +1,82 @@
+"""What is tried on which model, one shot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One recipe on one model; ``batches`` of calibration data (0: none)."""
+
+    model: str
+    title: str
+    recipe: str
+    saliency: str = "l2"
+    batches: int = 0
+
+    @property
+    def key(self) -> str:
+        """Its name among the results."""
+        return f"{self.model}/{self.recipe}/{self.saliency}/{self.batches}"
+
+
+_HEAD = "exclude=('*lm_head*',)"
+_FFN = "ChannelPruning(sparsity=0.25, include=('*gate_proj*',), residual=False)"
+_INNER = "ChannelPruning(sparsity=0.25, residual=False)"
+
+EXPERIMENTS: tuple[Experiment, ...] = (
+    # -- ResNet-20
+    Experiment("resnet20", "2:4, magnitude", "NMPattern()"),
+    Experiment("resnet20", "2:4, permuted", "NMPattern(permute=True)"),
+    Experiment("resnet20", "2:4, Wanda", "Wanda(pattern='2:4')", batches=4),
+    Experiment("resnet20", "2:4, SparseGPT", "SparseGPT(pattern='2:4')", batches=4),
+    Experiment(
+        "resnet20", "2:4, SparseGPT, norms re-estimated",
+        "SparseGPT(pattern='2:4'); BatchNormReestimation()", batches=4,
+    ),
+    Experiment("resnet20", "50 %, magnitude", "ElementPruning(sparsity=0.5)"),
+    Experiment("resnet20", "70 %, magnitude", "ElementPruning(sparsity=0.7)"),
+    Experiment("resnet20", "70 %, SparseGPT", "SparseGPT(sparsity=0.7)", batches=4),
+    Experiment("resnet20", "25 % of inner channels, L2", _INNER),
+    Experiment("resnet20", "25 % of inner channels, Wanda", _INNER, "wanda", 4),
+    Experiment("resnet20", "25 % of inner channels, OBS", _INNER, "obs", 4),
+    Experiment("resnet20", "25 % of inner channels, Taylor", _INNER, "taylor", 4),
+    Experiment("resnet20", "25 % of inner channels, FPGM", _INNER, "fpgm"),
+    Experiment("resnet20", "25 % of inner channels, gamma", _INNER, "bn"),
+    Experiment("resnet20", "the same, OBS, norms", f"{_INNER}; BatchNormReestimation()", "obs", 4),
+    Experiment("resnet20", "the same, OBS, biases", f"{_INNER}; BiasCorrection()", "obs", 4),
+    Experiment("resnet20", "the same, OBS, least squares", f"{_INNER}; Reconstruction()", "obs", 4),
+    Experiment(
+        "resnet20", "the same, OBS, least squares, norms",
+        f"{_INNER}; Reconstruction(layers='all'); BatchNormReestimation()", "obs", 4,
+    ),
+    # -- MiniLM
+    Experiment("minilm", "2:4, magnitude", "NMPattern()"),
+    Experiment("minilm", "2:4, magnitude, permuted", "NMPattern(permute=True)"),
+    Experiment("minilm", "2:4, Wanda", "Wanda(pattern='2:4')", batches=16),
+    Experiment("minilm", "2:4, SparseGPT", "SparseGPT(pattern='2:4')", batches=16),
+    Experiment("minilm", "50 %, magnitude", "ElementPruning(sparsity=0.5)"),
+    Experiment("minilm", "50 %, Wanda", "Wanda(sparsity=0.5)", batches=16),
+    Experiment("minilm", "50 %, SparseGPT", "SparseGPT(sparsity=0.5)", batches=16),
+    Experiment("minilm", "25 % of neurons, L2", _INNER),
+    Experiment("minilm", "25 % of neurons, Wanda", _INNER, "wanda", 16),
+    Experiment("minilm", "25 % of neurons, OBS, least squares", f"{_INNER}; Reconstruction()", "obs", 16),
+    # -- PP-OCR
+    Experiment("ppocr_rec", "30 %, magnitude", "ElementPruning(sparsity=0.3)"),
+    Experiment("ppocr_rec", "30 %, Wanda", "Wanda(sparsity=0.3)", batches=32),
+    Experiment("ppocr_rec", "30 %, SparseGPT", "SparseGPT(sparsity=0.3)", batches=32),
+    Experiment("ppocr_rec", "2:4, magnitude", "NMPattern()"),
+    Experiment("ppocr_rec", "2:4, SparseGPT", "SparseGPT(pattern='2:4')", batches=32),
+    # -- SmolLM2
+    Experiment("smollm2", "50 %, magnitude", f"ElementPruning(sparsity=0.5, {_HEAD})"),
+    Experiment("smollm2", "50 %, Wanda", f"Wanda(sparsity=0.5, {_HEAD})", batches=32),
+    Experiment("smollm2", "50 %, SparseGPT", f"SparseGPT(sparsity=0.5, {_HEAD})", batches=32),
+    Experiment("smollm2", "2:4, magnitude", f"NMPattern({_HEAD})"),
+    Experiment("smollm2", "2:4, Wanda", f"Wanda(pattern='2:4', {_HEAD})", batches=32),
+    Experiment("smollm2", "2:4, SparseGPT", f"SparseGPT(pattern='2:4', {_HEAD})", batches=32),
+    Experiment("smollm2", "25 % of FFN neurons, Wanda", _FFN, "wanda", 32),
+    Experiment("smollm2", "25 % of FFN neurons, OBS", _FFN, "obs", 32),
+    Experiment("smollm2", "the same, least squares", f"{_FFN}; Reconstruction(damping=0.3)", "wanda", 32),
+    Experiment("smollm2", "2 of 60 blocks", "DepthPruning(sparsity=0.034, rank='influence')", batches=8),
+)  # fmt: skip
