@@ -97,7 +97,7 @@ def main() -> int:
     parser.add_argument("--no-verify", action="store_true", help="leave verification out (told in the table)")
     chosen = parser.parse_args()
     console = Console()
-    kept: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"dense": {}, "rows": {}}
+    kept = _stored()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     todo = [e for e in EXPERIMENTS if fnmatch.fnmatch(e.key, chosen.only)]
     for place, experiment in enumerate(todo, 1):
@@ -107,11 +107,18 @@ def main() -> int:
         if experiment.model not in kept["dense"]:
             kept["dense"][experiment.model] = dense(experiment.model)
         row = measured(experiment, verify=not chosen.no_verify)
+        now = _stored()  # another process may have added to it
+        kept = {part: {**now[part], **kept[part]} for part in now}
         kept["rows"][experiment.key] = asdict(row)
         console.print(f"    {row.scores} {row.certificate} {row.seconds:.0f} s")
         _save(kept)
     TABLE.write_text(markdown(kept))
     return 0
+
+
+def _stored() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"dense": {}, "rows": {}}
+    return found
 
 
 def _save(kept: dict[str, Any]) -> None:
