@@ -79,7 +79,10 @@ def _heirs(
                 "the state (torch.distributed.checkpoint.state_dict with full_state_dict=True), slim the "
                 "plain model, and shard the result"
             )
-        if name in names and names[name] not in after:
+        missing = name in names and names[name] not in after
+        if missing and plan.form == "graph":  # nothing reads it, so it is not part of the graph
+            del names[name]
+        elif missing:
             raise PlanConflict(
                 f"the narrowed model has no parameter {names[name]!r}, so its optimizer state has no place; "
                 "apply the plan to the model that it was planned for"

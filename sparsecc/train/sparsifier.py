@@ -423,11 +423,15 @@ class Sparsifier:
         """What the masks do, as a plan for the model as it is: masks of elements, or removed positions."""
         if isinstance(self.pattern, Structured):
             assert self._analysis is not None
-            return lower(self._analysis, self._state.groups, by="Sparsifier", recipe=str(self.pattern))
+            return self._lowered(self._analysis)
         masks = {n: m.cpu().numpy() for n, m in self.masks.items()}
         actions = tuple(Mask(n, m) for n, m in masks.items())
         shapes = {n: m.shape for n, m in masks.items()}
         return Plan(dialect="torch", actions=actions, shapes=shapes, recipe=str(self.pattern))
+
+    def _lowered(self, analysis: Analysis) -> Plan:
+        """Removal of masked positions, which changes nothing that the model computes: they are zero."""
+        return lower(analysis, self._state.groups, by="Sparsifier", recipe=str(self.pattern), mode="slim")
 
     def finish(self) -> nn.Module:
         """Let go of the model: its masked weights are zero, and nothing is attached to it any more.
@@ -449,7 +453,7 @@ class Sparsifier:
         return self.model
 
     def slim(self, *, verify: bool = True) -> Slimmed:
-        """Take masked positions out: a narrower model, verified, and the same optimizer for it.
+        """Take masked positions out: a narrower model that computes the same, and the same optimizer for it.
 
         Training can go on with both as if nothing had happened; to prune further, attach a new Sparsifier.
         Raises what ``sparsecc.prune`` does; then nothing was changed.
@@ -462,8 +466,7 @@ class Sparsifier:
         self._require_settled("slim()")
         self._apply()
         subject = open_subject(self.model, self.example_inputs)
-        plan = lower(subject.analysis, self._state.groups, by="Sparsifier", recipe=str(self.pattern))
-        result = settled(subject, plan, verify=verify)
+        result = settled(subject, self._lowered(subject.analysis), verify=verify)
         rebind(self.optimizer, self.model, result.model, result.plan)
         self.close()
         return Slimmed(result.model, self.optimizer, result.plan, result.certificate, result.report)
