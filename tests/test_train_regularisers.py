@@ -29,7 +29,9 @@ def group_norms(model: Residual) -> Tensor:
     inner = [(model.conv1, "weight", 0), (model.conv1, "bias", 0), (model.conv2, "weight", 1)]
     norms = []
     for members in (outer, inner):
-        parts = [getattr(m, n).movedim(axis, 0).reshape(getattr(m, n).shape[axis], -1) for m, n, axis in members]
+        parts = [
+            getattr(m, n).movedim(axis, 0).reshape(getattr(m, n).shape[axis], -1) for m, n, axis in members
+        ]
         norms.append(torch.cat(parts, 1).norm(dim=1))
     return torch.cat(norms)
 
@@ -53,7 +55,12 @@ def test_group_lasso_is_the_sum_of_norms_of_coupled_positions() -> None:
     model, twin = residual(torch.float64, norms=False), residual(torch.float64, norms=False)
     ours, theirs = plain(model), plain(twin)
     sparsifier = Sparsifier(
-        model, ours, schedule=NEVER, pattern="channels", example_inputs=IMAGES, regularisers=[GroupLasso(0.02)]
+        model,
+        ours,
+        schedule=NEVER,
+        pattern="channels",
+        example_inputs=IMAGES,
+        regularisers=[GroupLasso(0.02)],
     )
     assert torch.allclose(sparsifier.penalty(), 0.02 * group_norms(model).sum())
     for step in range(3):
@@ -102,7 +109,9 @@ def test_in_the_loss_it_is_the_same_and_not_added_twice() -> None:
 def test_proximal_steps() -> None:
     model, twin = mlp(torch.float64), mlp(torch.float64)
     ours, theirs = plain(model, 0.2), plain(twin, 0.2)
-    sparsifier = Sparsifier(model, ours, schedule=NEVER, weights=WEIGHTS, regularisers=[L1(0.3, proximal=True)])
+    sparsifier = Sparsifier(
+        model, ours, schedule=NEVER, weights=WEIGHTS, regularisers=[L1(0.3, proximal=True)]
+    )
     train(model, ours, sparsifier, 1)
     train(twin, theirs, None, 1)
     for n, p in twin.named_parameters():

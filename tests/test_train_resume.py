@@ -130,14 +130,21 @@ def test_a_snapshot_is_part_of_the_state(tmp_path: Path) -> None:
 def test_a_fresh_process(tmp_path: Path) -> None:
     model, optimizer, sparsifier = start("rigl", "adamw")
     losses = train(model, optimizer, sparsifier, 9)
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "sparsifier": sparsifier.state_dict()}
+    state = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "sparsifier": sparsifier.state_dict(),
+    }
     torch.save(state, tmp_path / "all.pt")
     rest = train(model, optimizer, sparsifier, 6, first=9)
     code = (
-        "import torch; from tests.test_train_resume import start; from tests.train_nets import train\n"
+        "import torch; from tests.train_nets import OPTIMIZERS, mlp, train\n"
+        "from sparsecc.train import Constant, RigL, Sparsifier\n"
         "torch.set_num_threads(1)\n"
         f"state = torch.load({str(tmp_path / 'all.pt')!r}, weights_only=True)\n"
-        "model, optimizer, sparsifier = start('rigl', 'adamw')\n"
+        "model = mlp(); optimizer = OPTIMIZERS['adamw'](model.parameters())\n"
+        f"schedule, weights = {CASES['rigl']['schedule']!r}, {WEIGHTS!r}\n"
+        "sparsifier = Sparsifier(model, optimizer, schedule=schedule, weights=weights, method=RigL())\n"
         "model.load_state_dict(state['model']); optimizer.load_state_dict(state['optimizer'])\n"
         "sparsifier.load_state_dict(state['sparsifier'])\n"
         "print(train(model, optimizer, sparsifier, 6, first=9))"

@@ -87,7 +87,12 @@ def test_latent_weights_are_rewound() -> None:
     model = mlp(torch.float64)
     optimizer = OPTIMIZERS["sgd"](model.parameters())
     sparsifier = Sparsifier(
-        model, optimizer, schedule=Constant(sparsity=0.5, end=99), method=SRSTE(), pattern="2:4", weights=WEIGHTS
+        model,
+        optimizer,
+        schedule=Constant(sparsity=0.5, end=99),
+        method=SRSTE(),
+        pattern="2:4",
+        weights=WEIGHTS,
     )
     train(model, optimizer, sparsifier, 2)
     sparsifier.snapshot()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -30,9 +31,7 @@ def test_masked_positions_are_zero_wherever_they_stand() -> None:
     model = residual()
     optimizer = OPTIMIZERS["adamw"](model.parameters())
     schedule = Cubic(sparsity=0.5, end=8, every=2)
-    sparsifier = Sparsifier(
-        model, optimizer, schedule=schedule, pattern=Structured(), example_inputs=IMAGES
-    )
+    sparsifier = Sparsifier(model, optimizer, schedule=schedule, pattern=Structured(), example_inputs=IMAGES)
     assert set(sparsifier.groups) == {"stem.weight[0]", "conv1.weight[0]"}
 
     def check(step: int) -> None:
@@ -55,7 +54,12 @@ def test_masked_positions_are_zero_wherever_they_stand() -> None:
 def test_groups_are_chosen_by_their_norm() -> None:
     model = residual(torch.float64, norms=False)
     optimizer = OPTIMIZERS["sgd"](model.parameters())
-    tensors = [(model.stem.weight, 0), (model.conv1.weight, 1), (model.conv2.weight, 0), (model.head.weight, 1)]
+    tensors = [
+        (model.stem.weight, 0),
+        (model.conv1.weight, 1),
+        (model.conv2.weight, 0),
+        (model.head.weight, 1),
+    ]
     norms = sum(t.detach().movedim(a, 0).flatten(1).norm(dim=1) for t, a in tensors)
     assert isinstance(norms, Tensor)
     sparsifier = Sparsifier(
@@ -116,20 +120,22 @@ def test_training_slimmed_is_training_masked(name: str, norms: bool) -> None:
         assert torch.allclose(kept, full[rows][:, columns], rtol=1e-9, atol=1e-12)
 
 
-def test_finish_gives_the_narrow_model_and_optimizer_state_may_be_stored() -> None:
+def test_the_narrow_model_and_its_optimizer_can_be_stored() -> None:
     model = residual()
     optimizer = OPTIMIZERS["adamw"](model.parameters())
     sparsifier = Sparsifier(
         model, optimizer, schedule=OneShot(sparsity=0.5, start=2), pattern="channels", example_inputs=IMAGES
     )
     train(model, optimizer, sparsifier, 4)
-    plan = sparsifier.plan()
-    narrow = sparsifier.finish()
-    assert isinstance(narrow, Residual)
-    assert {d.group for d in plan.decisions} == {"stem.weight[0]", "conv1.weight[0]"}
-    again = OPTIMIZERS["adamw"](narrow.parameters())
-    again.load_state_dict(optimizer.state_dict())
-    assert train(narrow, optimizer, None, 2) == pytest.approx(train(plan.apply(residual()), again, None, 2), abs=9)
+    decided = {d.group: d.kept.tolist() for d in sparsifier.plan().decisions}
+    result = sparsifier.slim()
+    narrow, plan = result.model, result.plan
+    assert decided == {d.group: d.kept.tolist() for d in plan.decisions}
+    again = plan.apply(residual(seed=3))
+    again.load_state_dict(narrow.state_dict())
+    other = OPTIMIZERS["adamw"](again.parameters())
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    assert train(narrow, optimizer, None, 3) == train(again, other, None, 3)
 
 
 def test_slim_by_a_plan_from_elsewhere() -> None:
@@ -246,7 +252,9 @@ def test_widths_under_a_norm_are_left_alone_with_the_reason() -> None:
 
 
 def test_weights_that_are_normed_by_a_parametrization() -> None:
-    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(8, 12)), nn.ReLU(), nn.Linear(12, 4))
+    model = nn.Sequential(
+        nn.utils.parametrizations.weight_norm(nn.Linear(8, 12)), nn.ReLU(), nn.Linear(12, 4)
+    )
     optimizer = OPTIMIZERS["sgd"](model.parameters())
     with pytest.raises(InvalidOption, match="no weight can be made sparse"):
         Sparsifier(

@@ -31,8 +31,20 @@ def slim(
     then nothing was changed.
     """
     inner, _ = unwrap(model)
+    require_plain(inner)
     narrow = plan.apply(inner, example_inputs)
     return narrow, rebind(optimizer, inner, narrow, plan)
+
+
+def require_plain(model: nn.Module) -> None:
+    """Raise InvalidOption where parameters are sharded over processes."""
+    for name, parameter in model.named_parameters():
+        if is_sharded(parameter):
+            raise InvalidOption(
+                f"{name} is sharded over processes, and shards of another width are another layout; gather "
+                "the state (torch.distributed.checkpoint.state_dict with full_state_dict=True), slim the "
+                "plain model, and shard the result"
+            )
 
 
 def rebind(optimizer: Any, old: nn.Module, new: nn.Module, plan: Plan) -> torch.optim.Optimizer:
@@ -73,12 +85,6 @@ def _heirs(
     names = renamed(plan, before)
     out: dict[int, tuple[tuple[str, ...], nn.Parameter | None]] = {}
     for name, parameter in before.items():
-        if is_sharded(parameter):
-            raise InvalidOption(
-                f"{name} is sharded over processes, and shards of another width are another layout; gather "
-                "the state (torch.distributed.checkpoint.state_dict with full_state_dict=True), slim the "
-                "plain model, and shard the result"
-            )
         missing = name in names and names[name] not in after
         if missing and plan.form == "graph":  # nothing reads it, so it is not part of the graph
             del names[name]

@@ -30,7 +30,7 @@ from sparsecc.train.regularisers import Regulariser
 from sparsecc.train.schedules import Schedule
 from sparsecc.train.shards import agreed, is_sharded, joined, local, part, whole
 from sparsecc.train.sites import Site, from_analysis, from_names, parameters, require_held
-from sparsecc.train.slimming import rebind
+from sparsecc.train.slimming import rebind, require_plain
 from sparsecc.train.snapshots import Snapshot
 from sparsecc.train.state import State
 from sparsecc.train.structured import Structured, members, soft
@@ -464,6 +464,7 @@ class Sparsifier:
                 "example_inputs"
             )
         self._require_settled("slim()")
+        require_plain(self.model)
         self._apply()
         subject = open_subject(self.model, self.example_inputs)
         result = settled(subject, self._lowered(subject.analysis), verify=verify)
