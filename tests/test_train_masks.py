@@ -338,6 +338,26 @@ def test_closures() -> None:
         ours.step()
 
 
+def test_optimizers_that_move_weights_without_gradients() -> None:
+    class Noisy(torch.optim.SGD):
+        def step(self, closure: Any = None) -> Any:
+            super().step(closure)
+            with torch.no_grad():
+                for group in self.param_groups:
+                    for p in group["params"]:
+                        p.add_(torch.randn_like(p), alpha=0.1)
+
+    model = mlp()
+    optimizer = Noisy(model.parameters(), lr=0.1, momentum=0.9)
+    sparsifier = Sparsifier(model, optimizer, schedule=OneShot(sparsity=0.5), weights=WEIGHTS)
+
+    def check(step: int) -> None:
+        for n in WEIGHTS:
+            assert (model.get_parameter(n)[~sparsifier.masks[n]] == 0).all()
+
+    train(model, optimizer, sparsifier, 4, after=check)
+
+
 def test_a_forgotten_step_is_told() -> None:
     model = mlp()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
