@@ -17,6 +17,7 @@ from sparsecc.densities import erk
 from sparsecc.errors import InvalidOption
 from sparsecc.patterns.nm import NM as Ratio
 from sparsecc.train import (
+    L1,
     NM,
     Constant,
     Cubic,
@@ -299,6 +300,45 @@ def test_models_in_bfloat16() -> None:
         sparsifier.close()
 
 
+def test_gradient_scalers() -> None:
+    model = mlp()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    sparsifier = Sparsifier(model, optimizer, schedule=Cubic(sparsity=0.5, end=2), weights=WEIGHTS)
+    scaler = torch.amp.GradScaler("cpu")
+    for step, factor in enumerate([1.0, float("inf"), 1.0]):
+        x, y = batch(step, model)
+        optimizer.zero_grad()
+        scaler.scale(F.cross_entropy(model(x), y) * factor).backward()
+        scaler.unscale_(optimizer)
+        sparsifier.before_step()
+        for n in WEIGHTS:
+            gradient = model.get_parameter(n).grad
+            assert gradient is not None
+            assert (gradient[~sparsifier.masks[n]] == 0).all()
+        scaler.step(optimizer)
+        scaler.update()
+        sparsifier.step()
+        assert sparsifier.count == [1, 1, 2][step], "a step that the scaler leaves out does not count"
+    assert sparsifier.sparsity == 0.5
+    sparsifier.close()
+    fused = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
+    sparsifier = Sparsifier(
+        model, fused, schedule=OneShot(sparsity=0.5), weights=WEIGHTS, regularisers=[L1(0.1)]
+    )
+    for unscaled in (True, False):
+        x, y = batch(0, model)
+        scaler.scale(F.cross_entropy(model(x), y)).backward()
+        if unscaled:
+            scaler.unscale_(fused)
+            scaler.step(fused)
+            assert sparsifier.step() is False
+            assert sparsifier.count == 1
+            scaler.update()
+        else:
+            with pytest.raises(InvalidOption, match="unscale_"):
+                scaler.step(fused)
+
+
 def test_gradient_clipping_sees_masked_gradients() -> None:
     model = mlp(torch.float64)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -409,6 +449,41 @@ def test_random_and_own_saliency() -> None:
             weights=["0.weight"],
             saliency=lambda name, w: w.sum(0),
         )
+
+
+@pytest.mark.parametrize("pattern", ["unstructured", "global", "2:8"])
+@pytest.mark.parametrize("saliency", ["random", "movement", lambda name, w: -w.abs()])
+def test_what_is_gone_stays_gone(pattern: str, saliency: Any) -> None:
+    model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    schedule = Cubic(sparsity=0.75, end=12, every=2)
+    names = ["0.weight", "2.weight"]
+    sparsifier = Sparsifier(
+        model, optimizer, schedule=schedule, weights=names, pattern=pattern, saliency=saliency
+    )
+    for step in range(12):
+        before = sparsifier.masks
+        train(model, optimizer, sparsifier, 1, first=step)
+        assert all((before[n] | ~sparsifier.masks[n]).all() for n in names)
+    assert sparsifier.sparsity == pytest.approx(0.75, abs=0.01)
+
+
+def test_the_graph_knows_the_axis_of_layers_that_are_not_standard() -> None:
+    class Turned(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.kernel = nn.Parameter(torch.randn(8, 6))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ self.kernel
+
+    model = Turned()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    options: dict[str, Any] = {"schedule": OneShot(sparsity=0.5), "pattern": "2:4", "weights": ["kernel"]}
+    with pytest.raises(InvalidOption, match="not known without a graph"):
+        Sparsifier(model, optimizer, **options)
+    sparsifier = Sparsifier(model, optimizer, example_inputs=EXAMPLE, **options)
+    assert (sparsifier.masks["kernel"].T.reshape(-1, 4).sum(1) == 2).all()
 
 
 def test_movement_adds_minus_weight_times_gradient() -> None:

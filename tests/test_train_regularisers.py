@@ -84,7 +84,9 @@ def test_zero_positions_have_zero_gradients() -> None:
         example_inputs=IMAGES,
         regularisers=[GroupLasso(0.02)],
     )
-    sparsifier.penalty().backward()
+    penalty = sparsifier.penalty()
+    assert torch.allclose(penalty, 0.02 * group_norms(model).sum())
+    penalty.backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
     train(model, optimizer, sparsifier, 2)
 

@@ -266,7 +266,7 @@ def test_weights_that_are_normed_by_a_parametrization() -> None:
         )
 
 
-@settings(max_examples=40 if NIGHTLY else 4, phases=(Phase.explicit, Phase.reuse, Phase.generate))
+@settings(max_examples=40 if NIGHTLY else 2, phases=(Phase.explicit, Phase.reuse, Phase.generate))
 @given(nets())
 def test_zeros_stand_for_removed_positions_in_any_network(net: Net) -> None:
     note(f"Net({net.steps}, {net.kind!r}, 0, {net.form})")

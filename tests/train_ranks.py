@@ -106,6 +106,10 @@ def sharded(rank: int, folder: str, world: int) -> None:
         for site in sparsifier.sites:
             local = site.parameter.to_local()  # type: ignore[attr-defined]
             assert local.numel() < masks[site.name].numel()
+        if rank == 0:  # no process may have to wait for another one to print this
+            assert f"sparsity {sparsifier.sparsity:.4f}" in repr(sparsifier)
+        gone = sum(int((~m).sum()) for m in masks.values())
+        assert abs(sparsifier.sparsity - gone / sum(m.numel() for m in masks.values())) < 1e-12
         again = mlp(torch.float64, seed=5)
         fully_shard(again, mesh=mesh)
         other = Sparsifier(again, OPTIMIZERS["sgd"](again.parameters()), state=state, **options)

@@ -64,6 +64,7 @@ def load(
     state.masks, state.latents = found["mask"], found["latent"]
     state.moved, state.candidates = found["moved"], found["candidate"]
     state.groups = {n: m.astype(bool) for n, m in groups.items()}
+    state.stays = {s.name: int(given[f"mask.{s.name}"].sum()) for s in sites}
     state.generator.set_state(given["generator"].cpu())
     state.count = int(document["count"])
     snapshot = document.get("snapshot")

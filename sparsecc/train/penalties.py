@@ -51,6 +51,11 @@ class Penalties:
         """Whether some regulariser has to know what will go in the end."""
         return any(r.begins(step) for r in self.regularisers)
 
+    @property
+    def adds(self) -> bool:
+        """Whether gradients are added to those of the loss."""
+        return self.place == "gradient" and any(r.by_gradient for r in self.regularisers)
+
     @cached_property
     def maps(self) -> list[GroupMap]:
         """Coupled groups, where some regulariser looks at them."""
@@ -72,7 +77,7 @@ class Penalties:
     def add(self, step: int, candidates: Mapping[str, torch.Tensor]) -> None:
         """Add gradients of penalties to those of the loss."""
         chosen = [r for r in self.regularisers if r.by_gradient]
-        if not chosen or self.place == "loss":
+        if not self.adds:
             return
         owners = {n: p for n, p in self.seen.items() if p.requires_grad}
         with torch.enable_grad():

@@ -66,11 +66,16 @@ def from_analysis(
     return sites, skips
 
 
-def from_names(model: nn.Module, names: Iterable[str]) -> list[Site]:
-    """Exactly these parameters; raises InvalidOption for a name that is none."""
+def from_names(model: nn.Module, names: Iterable[str], analysis: Analysis | None = None) -> list[Site]:
+    """Exactly these parameters; raises InvalidOption for a name that is none.
+
+    The axis of sums is what the graph says, or without one what standard layers have.
+    """
     if isinstance(names, str):
         raise InvalidOption(f"weights={names!r}: give a list of names of parameters")
     named = parameters(model)
+    found = layers(analysis) if analysis is not None else ()
+    axes = {layer.weight: layer.axis for layer in found if not layer.why}
     out: dict[int, Site] = {}
     for name in names:
         if name not in named:
@@ -80,7 +85,7 @@ def from_names(model: nn.Module, names: Iterable[str]) -> list[Site]:
         parameter = named[name]
         if not parameter.is_floating_point():
             raise InvalidOption(f"weights: {name!r} holds {parameter.dtype}; only floats can be masked")
-        out.setdefault(id(parameter), Site(name, parameter, _summed(model, name)))
+        out.setdefault(id(parameter), Site(name, parameter, axes.get(name, _summed(model, name))))
     return list(out.values())
 
 

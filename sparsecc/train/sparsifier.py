@@ -127,7 +127,11 @@ class Sparsifier:
             self.load_state_dict(state)
         elif schedule.updates(0):
             self._update()
-        self._hook = self.optimizer.register_step_pre_hook(self._before_optimizer)
+        self._depth = 0
+        self._hooks = (
+            self.optimizer.register_step_pre_hook(self._before_optimizer),
+            self.optimizer.register_step_post_hook(self._after_optimizer),
+        )
 
     # -- what is trained ------------------------------------------------------------------------
 
@@ -163,7 +167,7 @@ class Sparsifier:
             )
         self._analysis = analysis
         if weights is not None:
-            sites = from_names(self.model, weights)
+            sites = from_names(self.model, weights, analysis)
         elif isinstance(self.pattern, Structured):
             assert analysis is not None
             self._analysis, skips = soft(analysis, self.pattern, include, exclude, subject)
@@ -244,10 +248,20 @@ class Sparsifier:
             self._expose()
 
     def _before_optimizer(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._depth += 1
+        if self._depth > 1:  # a subclass whose step() calls that of its base
+            return
         if self._pending:
+            self._depth = 0
             raise InvalidOption(
                 "the optimizer stepped twice without sparsifier.step(), so masked weights are not zero; call "
                 "sparsifier.step() after every optimizer.step(), or sparsifier.close() to let go of the model"
+            )
+        if getattr(optimizer, "grad_scale", None) is not None and self._reads_gradients:
+            self._depth = 0
+            raise InvalidOption(
+                "gradients are still scaled, and this Sparsifier adds to them or reads them; call "
+                "scaler.unscale_(optimizer) before scaler.step(optimizer)"
             )
         given = (*args, *kwargs.values())  # the optimizer itself comes first
         self._closure = any(callable(a) for a in given if a is not optimizer)
@@ -255,6 +269,14 @@ class Sparsifier:
         if not self._closure:
             self.before_step()
             self._expose()
+
+    def _after_optimizer(self, optimizer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._depth -= 1
+
+    @property
+    def _reads_gradients(self) -> bool:
+        """Whether the size of gradients matters, and not only which of them are zero."""
+        return self.method.latent or bool(self._state.moved) or self._penalties.adds
 
     @torch.no_grad()
     def _expose(self) -> None:
@@ -279,6 +301,7 @@ class Sparsifier:
             )
         self._state.count += 1
         self._pending = self._prepared = self._closure = False
+        self._depth = 0
         for site in self.sites:
             if site.name in self._state.latents:
                 self._state.latents[site.name].copy_(local(site.parameter))
@@ -332,7 +355,9 @@ class Sparsifier:
 
     def _set(self, chosen: Chosen) -> None:
         for site in self.sites:
-            self._state.masks[site.name] = self._part(chosen.masks[site.name], site.parameter)
+            mask = agreed(chosen.masks[site.name], self._group)
+            self._state.masks[site.name] = part(mask, site.parameter)
+            self._state.stays[site.name] = int(mask.sum())
         for name, kept in chosen.groups.items():
             device = self.sites[0].parameter.device
             self._state.groups[name] = (
@@ -353,7 +378,10 @@ class Sparsifier:
 
     @property
     def masks(self) -> dict[str, torch.Tensor]:
-        """Present masks by name, True where a weight stays; whole ones also of sharded parameters."""
+        """Present masks by name, True where a weight stays.
+
+        Those of sharded parameters are gathered: every process has to ask at the same time.
+        """
         return {s.name: joined(self._state.masks[s.name], s.parameter) for s in self.sites}
 
     @property
@@ -364,8 +392,9 @@ class Sparsifier:
     @property
     def sparsity(self) -> float:
         """The share of all elements of parameters with masks that is masked now."""
-        masks = self.masks.values()
-        return 1 - sum(int(m.sum()) for m in masks) / sum(m.numel() for m in masks)
+        stays = self._state.stays
+        left = sum(stays.get(s.name, s.size) for s in self.sites)
+        return 1 - left / sum(s.size for s in self.sites)
 
     # -- penalties ----------------------------------------------------------------------------------
 
@@ -473,8 +502,9 @@ class Sparsifier:
         return Slimmed(result.model, self.optimizer, result.plan, result.certificate, result.report)
 
     def close(self) -> None:
-        """Take the hook off the optimizer; nothing is kept zero any more."""
-        self._hook.remove()
+        """Take the hooks off the optimizer; nothing is kept zero any more."""
+        for hook in self._hooks:
+            hook.remove()
         self._state.latents, self._pending, self._prepared = {}, False, False
 
     def _require_settled(self, what: str) -> None:

@@ -19,6 +19,7 @@ class State:
     ``masks``: True where a weight stays.  ``latents``: values of all weights, where masked ones have some.
     ``moved``: scores of movement pruning.  ``candidates``: masks of what ``Growing`` lets stay.  ``groups``:
     positions of coupled groups that stay.  ``count``: optimizer steps done.
+    ``stays``: how many elements of whole parameters stay.
     """
 
     masks: Tensors
@@ -28,6 +29,7 @@ class State:
     candidates: Tensors = field(default_factory=dict)
     groups: dict[str, Keep] = field(default_factory=dict)
     count: int = 0
+    stays: dict[str, int] = field(default_factory=dict)
     saved: Snapshot | None = None
 
     def kinds(self) -> dict[str, Tensors]:
