@@ -51,6 +51,27 @@ def test_masked_positions_are_zero_wherever_they_stand() -> None:
     train(model, optimizer, sparsifier, 10, after=check)
 
 
+@pytest.mark.parametrize("saliency", ["random", "movement"])
+@pytest.mark.parametrize("allocation", ["uniform", "global"])
+def test_positions_that_are_gone_stay_gone(saliency: str, allocation: str) -> None:
+    model = mlp()
+    optimizer = OPTIMIZERS["sgd"](model.parameters())
+    schedule = Cubic(sparsity=0.75, end=12, every=2)
+    sparsifier = Sparsifier(
+        model,
+        optimizer,
+        schedule=schedule,
+        pattern=Structured(allocation=allocation),
+        saliency=saliency,
+        example_inputs=(torch.randn(2, 8),),
+    )
+    for step in range(12):
+        before = sparsifier.groups
+        train(model, optimizer, sparsifier, 1, first=step)
+        assert all((before[n] | ~m).all() for n, m in sparsifier.groups.items())
+    assert sum(int(m.sum()) for m in sparsifier.groups.values()) == 7
+
+
 def test_groups_are_chosen_by_their_norm() -> None:
     model = residual(torch.float64, norms=False)
     optimizer = OPTIMIZERS["sgd"](model.parameters())
