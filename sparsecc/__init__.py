@@ -87,6 +87,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "train":
+        return importlib.import_module("sparsecc.train")
     home = _NAMES.get(name)
     if home is None:
         raise AttributeError(f"module 'sparsecc' has no attribute {name!r}")

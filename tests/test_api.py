@@ -503,3 +503,25 @@ def test_every_input_stays_as_it_was() -> None:
         assert model.training
         assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
         assert all(p.grad is None and p.requires_grad for p in model.parameters())
+
+
+class Flagged(nn.Module):
+    """``outputs`` has the value of a width by chance, and says what comes out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 6), nn.Linear(6, 3)
+        self.width, self.outputs = 6, 6
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.last(self.first(x).relu().view(-1, self.width))
+        return y if self.outputs == 6 else (y, y)
+
+
+def test_a_class_that_would_return_something_else_is_not_given_back() -> None:
+    x = torch.randn(4, 8)
+    result = sparsecc.prune(Flagged().eval(), (x,), sparsity=0.5)
+    assert result.certificate.status == "VERIFIED"
+    assert result.plan.form == "graph"
+    assert result.model(x).shape == (4, 3)
+    assert any("returns other values" in note for note in result.applied.notes)

@@ -403,6 +403,10 @@ def accepted(
             operands.compare(twin, new)
     if len(ours) != len(theirs):
         raise Diverged(type(module).__name__, f"exports {len(theirs)} operators instead of {len(ours)}")
+    if again.out_spec != program.out_spec or not operands.same_outputs():
+        raise Diverged(
+            type(module).__name__, "returns other values than the original, or in another structure"
+        )
     return again
 
 
@@ -517,6 +521,15 @@ class _Operands:
         if not same:
             raise Diverged(where(new) or new.name, f"{new.name} reads other values than the original")
         self.known[plan] = new
+
+    def same_outputs(self) -> bool:
+        """Whether the two programs put out the same results, in the same order."""
+        ours, theirs = (_leaves(p.graph.output_node().args[0]) for p in (self.slim, self.again))
+        return len(ours) == len(theirs) and all(
+            self._same(a, b)
+            for a, b in zip(ours, theirs, strict=True)
+            if isinstance(a, Node) and isinstance(b, Node) and _is_tensor(a.meta.get("val"))
+        )
 
     def _same(self, ours: Node, theirs: Node) -> bool:
         if ours.op != "placeholder":
