@@ -17,12 +17,12 @@ from sparsecc.compiled import Built, Compiled, load
 from sparsecc.errors import InvalidOption
 from sparsecc.lowered import certify_artifact, check_lowered, lowered
 from sparsecc.memory import within_memory
-from sparsecc.passes import ChannelPruning, DeadChannelElimination, HeadPruning, NMPattern, known
+from sparsecc.passes import ChannelPruning, DeadChannelElimination, HeadPruning, NMPattern, SparseGPT, known
 from sparsecc.patterns.lacking import lacking_note
-from sparsecc.pipeline import Progress, Pruned, open_subject, run, settle, silent
+from sparsecc.pipeline import Progress, Pruned, Ranking, open_subject, run, settle, silent
 from sparsecc.plan import Plan
 from sparsecc.recipe import Recipe, steps
-from sparsecc.saliency import Saliency, criterion
+from sparsecc.saliency import Criterion, Saliency, criterion
 from sparsecc.subject import Arguments, Subject
 from sparsecc.target import Executor, TargetTable, require_accepted, resolve
 from sparsecc.target import targets as _targets
@@ -104,18 +104,19 @@ def prune(
             )
         passes = steps(recipe, known())
 
-    def scores(subject: Subject) -> Saliency:
-        found = None if calibration is None else _statistics(subject, calibration, progress)
-        return Saliency(
-            subject.analysis, chosen, reduction=reduction, normaliser=normaliser, statistics=found
-        )
-
     return run(
         model,
         example_inputs,
         passes,
         verify=verify,
-        saliency=scores,
+        saliency=partial(
+            _ranked,
+            criterion=chosen,
+            calibration=calibration,
+            progress=progress,
+            reduction=reduction,
+            normaliser=normaliser,
+        ),
         dynamic_shapes=dynamic_shapes,
         latency=latency,
         progress=progress,
@@ -197,6 +198,8 @@ def compile(
     target: str = "cpu",
     recipe: Recipe | None = None,
     options: Mapping[str, Any] | None = None,
+    saliency: str = "l2",
+    calibration: Any = None,
     dynamic_shapes: Any = None,
     latency: bool = False,
     verify: bool = True,
@@ -205,10 +208,12 @@ def compile(
     """Compile a model for a target; ``recipe`` says what to prune first, ``options`` are the target's own.
 
     Without a recipe only channels that never matter are removed; a pattern in the target (``onnx-2:4``)
-    is put into layers that lack it, by magnitude, and a note on standard error says how much that kept.
+    is put into layers that lack it, by magnitude, or with ``calibration`` data by SparseGPT, and a note on
+    standard error says how much that kept.
     With a recipe nothing is added to it, and the note names the layers that lack the pattern.  A bare
-    nn.Module without example inputs is compiled at its first call.  ``latency`` measures the original
-    against the artifact.  Raises what ``prune`` raises, TargetUnavailable and TargetRefused.
+    nn.Module without example inputs is compiled at its first call.  ``saliency`` and ``calibration`` are
+    those of ``prune``.  ``latency`` measures the original against the artifact.  Raises what ``prune``
+    raises, TargetUnavailable and TargetRefused.
 
     >>> import torch
     >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
@@ -219,13 +224,15 @@ def compile(
     import torch
 
     resolve(target, options)  # an unknown target is an error before anything is captured
-    passes = _passes_for(target, recipe)
+    passes = _passes_for(target, recipe, calibration is not None)
+    chosen = criterion(saliency)
     build = partial(
         _build,
         model,
         target=target,
         options=options,
         passes=passes,
+        ranking=partial(_ranked, criterion=chosen, calibration=calibration, progress=progress),
         dynamic_shapes=dynamic_shapes,
         latency=latency,
         verify=verify,
@@ -247,11 +254,13 @@ def targets() -> TargetTable:
     return _targets()
 
 
-def _passes_for(target: str, recipe: Recipe | None) -> list[Pass]:
+def _passes_for(target: str, recipe: Recipe | None, has_data: bool) -> list[Pass]:
     _, spec = resolve(target)
     if recipe is not None:
         return steps(recipe, known())
-    return [DeadChannelElimination()] if spec.pattern is None else [NMPattern(pattern=spec.pattern)]
+    if spec.pattern is None:
+        return [DeadChannelElimination()]
+    return [SparseGPT(pattern=spec.pattern) if has_data else NMPattern(pattern=spec.pattern)]
 
 
 def _build(
@@ -261,6 +270,7 @@ def _build(
     target: str,
     options: Mapping[str, Any] | None,
     passes: Sequence[Pass],
+    ranking: Ranking,
     dynamic_shapes: Any,
     latency: bool,
     verify: bool,
@@ -270,7 +280,7 @@ def _build(
     progress("capture")
     subject: Subject = open_subject(model, example_inputs, dynamic_shapes=dynamic_shapes)
     require_accepted(back_end, spec, subject.view)
-    result = settle(subject, passes, verify=verify, progress=progress)
+    result = settle(subject, passes, verify=verify, saliency=ranking, progress=progress)
     if spec.pattern is not None:
         notes = (*result.report.notes, *lacking_note(subject, result.plan, spec.pattern))
         result.report = replace(result.report, notes=notes)
@@ -299,6 +309,14 @@ def _build(
     for note in report.notes:
         print(f"sparsecc: {note}", file=sys.stderr)
     return Built(replace(artifact, manifest=manifest), result.plan, certificate, report)
+
+
+def _ranked(
+    subject: Subject, *, criterion: Criterion, calibration: Any, progress: Progress, **options: str
+) -> Saliency:
+    """The saliency of a model, with statistics where there are data."""
+    found = None if calibration is None else _statistics(subject, calibration, progress)
+    return Saliency(subject.analysis, criterion, statistics=found, **options)
 
 
 def _statistics(subject: Subject, calibration: Any, progress: Progress) -> Statistics:

@@ -184,6 +184,33 @@ def _listing(artifact: Any) -> list[dict[str, str]]:
         return []
 
 
+_RANKING = (
+    click.option(
+        "--saliency",
+        default="l2",
+        show_default=True,
+        help="Criterion: l1, l2, l1.5, linf, bn, fpgm, random; with data wanda, activation, apoz, obs.",
+    ),
+    click.option(
+        "--calibration",
+        "calibration",
+        multiple=True,
+        metavar="NAME=FILE.npy",
+        help="What the model is run on to rank weights: an array per input, samples along its first axis.",
+    ),
+    click.option(
+        "--calibration-batch", type=int, default=8, show_default=True, help="Samples that are run together."
+    ),
+)
+
+
+def ranking_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """What says which weights matter."""
+    for option in reversed(_RANKING):
+        command = option(command)
+    return command
+
+
 @cli.command(help=f"Remove the least salient channels, neurons, heads and head dimensions.\n\n{_MODEL}")
 @model_argument()
 @output_options
@@ -191,22 +218,7 @@ def _listing(artifact: Any) -> list[dict[str, str]]:
 @click.option(
     "--recipe", metavar="TEXT", help="Passes, such as 'ChannelPruning(sparsity=0.3); HeadPruning()'."
 )
-@click.option(
-    "--saliency",
-    default="l2",
-    show_default=True,
-    help="Criterion: l1, l2, lp (as l1.5), linf, bn, fpgm, random; with data wanda, activation, apoz, obs.",
-)
-@click.option(
-    "--calibration",
-    "calibration",
-    multiple=True,
-    metavar="NAME=FILE.npy",
-    help="What the model is run on to rank and to recover: an array per input, samples along its first axis.",
-)
-@click.option(
-    "--calibration-batch", type=int, default=8, show_default=True, help="Samples that are run together."
-)
+@ranking_options
 @click.option("--allocation", default="uniform", show_default=True, help="uniform, global or isomorphic.")
 @click.option(
     "--include", multiple=True, metavar="PATTERN", help="Touch only parameters so named (layer1.*)."
@@ -323,6 +335,7 @@ def _produce(
 @output_options
 @click.option("--target", default="cpu", show_default=True, help="See `sparsecc targets`.")
 @click.option("--recipe", metavar="TEXT", help="Passes to apply first (default: only lossless slimming).")
+@ranking_options
 @click.option(
     "--option",
     "chosen",
@@ -343,11 +356,14 @@ def compile_model(
     recipe: str | None,
     chosen: tuple[str, ...],
     latency: bool,
+    saliency: str,
+    calibration: tuple[str, ...],
+    calibration_batch: int,
 ) -> None:
     """See the help of the command."""
     import sparsecc
     from sparsecc.cli import render
-    from sparsecc.cli.models import check_artifact_output, read_model
+    from sparsecc.cli.models import check_artifact_output, read_calibration, read_model
     from sparsecc.errors import InvalidOption
 
     if wrong := [text for text in chosen if "=" not in text]:
@@ -364,7 +380,10 @@ def compile_model(
             "options": dict(text.split("=", 1) for text in chosen),
             "latency": latency,
             "verify": not no_verify,
+            "saliency": saliency,
         }
+        if calibration:
+            options["calibration"] = read_calibration(calibration, calibration_batch)
         compiled = sparsecc.compile(given.model, given.inputs, progress=stage, **options)
         stage("write")
         compiled.save(output)
