@@ -20,7 +20,7 @@ from sparsecc.saliency import L2
 from sparsecc.train import Constant, Cubic, OneShot, Sparsifier, Structured, slim
 from sparsecc.train.structured import group_maps, places, soft
 from tests.random_nets import Net
-from tests.test_property_torch import NIGHTLY, nets
+from tests.test_property_torch import nets
 from tests.train_nets import OPTIMIZERS, Residual, batch, mlp, residual, train
 
 IMAGES = (torch.randn(2, 3, 6, 6),)
@@ -287,7 +287,8 @@ def test_weights_that_are_normed_by_a_parametrization() -> None:
         )
 
 
-@settings(max_examples=40 if NIGHTLY else 2, phases=(Phase.explicit, Phase.reuse, Phase.generate))
+@pytest.mark.nightly
+@settings(max_examples=40, phases=(Phase.explicit, Phase.reuse, Phase.generate))
 @given(nets())
 def test_zeros_stand_for_removed_positions_in_any_network(net: Net) -> None:
     note(f"Net({net.steps}, {net.kind!r}, 0, {net.form})")

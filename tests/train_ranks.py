@@ -17,6 +17,8 @@ from tests.train_nets import OPTIMIZERS, batch, mlp
 WEIGHTS = ["0.weight", "2.weight", "4.weight"]
 EXAMPLE = (torch.randn(2, 8),)
 STEPS = 10
+REPLICATED = ("rigl", "set", "channels")
+SHARDED = ("global", "rigl", "srste", "channels")
 CASES: dict[str, dict[str, Any]] = {
     "global": {"schedule": Cubic(sparsity=0.8, end=9, every=3), "pattern": "global", "weights": WEIGHTS},
     "rigl": {"schedule": Constant(sparsity=0.7, end=12, every=3), "method": RigL(), "weights": WEIGHTS},
@@ -72,8 +74,8 @@ def main(rank: int, folder: str, world: int) -> None:
 
 
 def replicated(rank: int, folder: str, world: int) -> None:
-    """DistributedDataParallel, all cases."""
-    for case in CASES:
+    """DistributedDataParallel."""
+    for case in REPLICATED:
         model = mlp(torch.float64)
         wrapped = nn.parallel.DistributedDataParallel(model)
         optimizer = OPTIMIZERS["sgd"](wrapped.parameters())
@@ -87,12 +89,12 @@ def replicated(rank: int, folder: str, world: int) -> None:
 
 
 def sharded(rank: int, folder: str, world: int) -> None:
-    """``fully_shard``, all cases, and a checkpoint that is loaded again."""
+    """``fully_shard``, and a checkpoint that is loaded again."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh("cpu", (world,))
-    for case in CASES:
+    for case in SHARDED:
         model = mlp(torch.float64)
         options = _options(case)
         example = options.pop("example_inputs", None)
