@@ -19,7 +19,7 @@ from torch.nn import functional as F
 import sparsecc
 from sparsecc.calibration import CalibrationData, Statistics
 from sparsecc.cli.commands import cli
-from sparsecc.errors import InvalidOption
+from sparsecc.errors import InvalidModel, InvalidOption
 from sparsecc.pipeline import open_subject
 
 
@@ -289,3 +289,39 @@ def test_compiling_for_a_pattern_with_data_updates_what_stays() -> None:
         for c in (with_data, without)
     ]
     assert errors[0] < 0.8 * errors[1]
+
+
+def test_collecting_goes_on_where_it_was_interrupted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Batches that are in the file are not run again, and the sums are those of one run."""
+    monkeypatch.setattr("sparsecc.calibration.resume.EVERY", 0.0)
+    net, data = made("mlp")
+    file = tmp_path / "moments.safetensors"
+
+    class Breaking(list[Any]):
+        broken = True
+
+        def __iter__(self) -> Any:
+            for count, batch in enumerate(super().__iter__()):
+                if self.broken and count == 2:
+                    raise RuntimeError("the power failed")
+                yield batch
+
+    batches = Breaking([*data, data[0]])
+    with pytest.raises(RuntimeError, match="power"):
+        statistics_of(net, CalibrationData(batches, resume=file), (data[0],)).collect(["square", "hessian"])
+    batches.broken = False
+    batches[0] = batches[1] = torch.full_like(data[0], torch.nan)  # would show if they were run again
+    found = statistics_of(net, CalibrationData(batches, resume=file), (data[0],)).moments(
+        "2.weight", "hessian", "square"
+    )
+    want = statistics_of(net, [*data, data[0]], (data[0],)).moments("2.weight", "hessian", "square")
+    assert found is not None
+    assert want is not None
+    assert found.count == want.count
+    assert all(torch.equal(found.sums[n], want.sums[n]) for n in want.sums)
+    other, _ = made("sequence")
+    with pytest.raises(InvalidModel, match="another model"):
+        statistics_of(other, CalibrationData(data, resume=file), (data[0],)).collect(["square", "hessian"])
+    file.write_bytes(b"nothing of the kind")
+    with pytest.raises(InvalidModel, match="damaged"):
+        statistics_of(net, CalibrationData(data, resume=file), (data[0],)).collect(["square", "hessian"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,13 +18,16 @@ class CalibrationData:
     ``DataLoader``, a list of example inputs.  ``inputs(batch)`` gives the model's inputs as
     ``example_inputs`` does (a tuple of positional or a dict of keyword inputs; for ONNX by name or in
     order); without it the batch itself is that.  ``loss(outputs, batch)`` is a scalar, larger for worse
-    outputs; criteria that use gradients need it.  ``limit`` bounds the number of batches.
+    outputs; criteria that use gradients need it.  ``limit`` bounds the number of batches.  ``resume``: a
+    file that moments are kept in while they are collected, so that an interrupted run goes on after the last
+    batch that is in them; the batches have to come in the same order.
     """
 
     batches: Iterable[Any]
     inputs: Callable[[Any], Any] | None = None
     loss: Callable[[Any, Any], Any] | None = None
     limit: int | None = None
+    resume: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.batches, Mapping) or not isinstance(self.batches, Iterable):

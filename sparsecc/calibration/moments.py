@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -19,17 +19,32 @@ def _diagonal(function: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Rea
     return lambda reading, step: reading.summed(step, lambda x: function(_wide(x))).double()
 
 
+#: columns of a second moment that are computed together
+_BLOCK = 128
+
+
+def gram_(total: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Add x.T x of the rows ``[G, R, K]`` to ``[G, K, K]`` in place; half of it is a mirror image."""
+    size = rows.shape[2]
+    for start in range(0, size, _BLOCK):
+        stop = min(start + _BLOCK, size)
+        left = rows[:, :, start:stop].transpose(1, 2)
+        for group in range(len(rows)):
+            total[group, start:stop, start:].addmm_(left[group], rows[group, :, start:])
+        total[:, stop:, start:stop] = total[:, start:stop, stop:].transpose(1, 2)
+    return total
+
+
 def _second(reading: Reading, step: Step) -> torch.Tensor:
     rows = _wide(reading.rows(step))
-    return rows.transpose(1, 2) @ rows
+    return gram_(rows.new_zeros(rows.shape[0], rows.shape[2], rows.shape[2]), rows)
 
 
 def add_(total: torch.Tensor, name: str, reading: Reading, step: Step) -> torch.Tensor:
     """Add what one more step sums up to, in place."""
     if name != "hessian":
         return total.add_(MOMENTS[name](reading, step))
-    rows = _wide(reading.rows(step))
-    return total.baddbmm_(rows.transpose(1, 2), rows)  # as large as a block: no second one is made
+    return gram_(total, _wide(reading.rows(step)))
 
 
 #: name -> sum over the rows of one step: ``[G, K]``, or ``[G, K, K]`` for ``hessian``
@@ -65,7 +80,3 @@ class Moments:
     def average(self, name: str) -> torch.Tensor:
         """The sum over the number of rows."""
         return self.sums[name] / max(self.count, 1)
-
-    def parts(self, prefix: str) -> Mapping[str, torch.Tensor]:
-        """The sums by name for storage."""
-        return {f"{prefix}.{n}": t.contiguous() for n, t in self.sums.items()}

@@ -52,6 +52,12 @@ class Reading:
         value = self.call.inputs[self.place]
         return (self.call,) if self.is_conv else (value, self.along)
 
+    @property
+    def name(self) -> str:
+        """Equal where ``source`` is, as text."""
+        value = self.call.inputs[self.place]
+        return self.call.name if self.is_conv or value is None else f"{value.name}[{self.along}]"
+
     def matrix(self, weight: torch.Tensor) -> torch.Tensor:
         """The stored weight as ``[G, O/G, K]``."""
         if self.is_conv:

@@ -15,6 +15,7 @@ from sparsecc.calibration.gradients import GRADIENTS, flow, leaves, outputs_of
 from sparsecc.calibration.lockstep import watched
 from sparsecc.calibration.moments import MOMENTS, Moments
 from sparsecc.calibration.readings import Readings, readings
+from sparsecc.calibration.resume import Progress
 from sparsecc.errors import InvalidOption, SparseccError, summary
 from sparsecc.memory import out_of_memory
 from sparsecc.subject import Step, Subject
@@ -48,7 +49,7 @@ class Statistics:
         self.subject = subject
         self.data = data
         self.advance = advance or (lambda done, count, what: None)
-        self._moments: dict[tuple[Any, ...], Moments] = {}
+        self._moments: dict[str, Moments] = {}
         self._have: set[str] = set()
         self._gradients: dict[str, dict[str, torch.Tensor]] = {}
 
@@ -67,22 +68,32 @@ class Statistics:
         unknown = lacking - MOMENTS.keys()
         if unknown:
             raise InvalidOption(f"{sorted(unknown)} are no statistics; there are {', '.join(MOMENTS)}")
-        found: dict[tuple[Any, ...], Moments] = {}
-
-        def watch(step: Step, outputs: tuple[Any, ...]) -> None:
-            for source, reading in {r.source: r for r in self.readings.at.get(step.call, ())}.items():
-                if source not in seen:
-                    seen.add(source)
-                    found.setdefault(source, Moments()).add(reading, step, outputs[0], lacking)
-
+        so_far = Progress(self.data.resume, self._key(lacking) if self.data.resume is not None else "")
+        skipped = so_far.done
         for batch in self.batches(", ".join(sorted(lacking))):
+            if skipped:
+                skipped -= 1
+                continue
             seen: set[tuple[Any, ...]] = set()
+
+            def watch(step: Step, outputs: tuple[Any, ...], seen: set[tuple[Any, ...]] = seen) -> None:
+                for source, reading in {r.source: r for r in self.readings.at.get(step.call, ())}.items():
+                    if source not in seen:
+                        seen.add(source)
+                        moments = so_far.moments.setdefault(reading.name, Moments())
+                        moments.add(reading, step, outputs[0], lacking)
+
             with torch.no_grad(), blaming():
                 watched(self.subject.stepping(self.inputs(batch)), watch)
-        for source, moments in found.items():
-            have = self._moments.setdefault(source, Moments(moments.count))
+            so_far.advance()
+        so_far.write()
+        for name, moments in so_far.moments.items():
+            have = self._moments.setdefault(name, Moments(moments.count))
             have.sums.update(moments.sums)
         self._have |= lacking
+
+    def _key(self, names: frozenset[str]) -> str:
+        return f"{self.subject.fingerprint()} {' '.join(sorted(names))}"
 
     def moments(self, weight: str, *names: str) -> Moments | None:
         """Sums over the rows that a weight is multiplied with; None where no product reads it as a matrix."""
@@ -90,8 +101,8 @@ class Statistics:
             return None
         self.collect(names)
         total: Moments | None = None
-        for source in dict.fromkeys(r.source for r in self.readings.of[weight]):
-            part = self._moments[source]
+        for name in dict.fromkeys(r.name for r in self.readings.of[weight]):
+            part = self._moments[name]
             total = part if total is None else total + part
         return total
 

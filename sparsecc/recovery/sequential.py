@@ -142,10 +142,10 @@ def summed(reading: Reading, steps: Sequence[Step], name: str) -> torch.Tensor:
 def second_moment(reading: Reading, left: Sequence[Step], right: Sequence[Step]) -> torch.Tensor:
     """Sum over batches of x.T y, ``[G, K, K]``, x and y the rows that a reading has in the two."""
     total: torch.Tensor | None = None
+    if left is right:
+        return summed(reading, left, "hessian")
     for a, b in zip(left, right, strict=True):
-        x = _wide(reading.rows(a))
-        y = x if a is b else _wide(reading.rows(b))
-        part = x.transpose(1, 2) @ y
+        part = _wide(reading.rows(a)).transpose(1, 2) @ _wide(reading.rows(b))
         total = part if total is None else total.add_(part)
     assert total is not None
     return total
