@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 import sparsecc
 from sparsecc.calibration import CalibrationData, Statistics
+from sparsecc.errors import InvalidOption
 from sparsecc.pipeline import open_subject
 from sparsecc.saliency import Saliency, criterion
 
@@ -264,3 +265,11 @@ def test_a_group_that_no_layer_sums_over_is_left_alone_with_the_reason() -> None
     batch = torch.randn(3, 5)
     result = sparsecc.prune(Scaled().eval(), (batch,), saliency="wanda", calibration=[batch])
     assert any("says nothing" in skip.reason for skip in result.plan.skips)
+
+
+def test_scores_that_are_not_finite_are_an_error() -> None:
+    """Data that overflow give no ranking, and the message says whose scores they are."""
+    net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)).eval()
+    batch = torch.full((3, 4), 3e38)
+    with pytest.raises(InvalidOption, match=r"'2\.weight' are not finite"):
+        sparsecc.prune(net, (torch.randn(2, 4),), saliency="wanda", calibration=[batch])

@@ -16,6 +16,7 @@ from sparsecc.patterns.layers import layers
 from sparsecc.plan import Action, Pattern, Skip
 from sparsecc.recovery.obs import Choose, Columns, surgeon
 from sparsecc.recovery.sequential import Moment, Recovery, masked_where, summed, written
+from sparsecc.saliency.elementwise import all_finite
 from sparsecc.selection import selected
 from sparsecc.subject import Step
 
@@ -270,16 +271,11 @@ def _unfit(width: int, weight: torch.Tensor, moment: torch.Tensor, method: Metho
     """Why a layer is left as it is, or ''."""
     if width % method.unit:
         return f"its sums run over {width} positions, which are no multiple of {method.unit}"
-    if not _finite(weight):
+    if not all_finite(weight):
         return "it holds NaN or infinite elements"
-    if not _finite(moment):
+    if not all_finite(moment):
         return "what it reads on the calibration data is not finite"
     return ""
-
-
-def _finite(values: torch.Tensor) -> bool:
-    """Whether all elements are, without a copy: extremes of NaN are NaN."""
-    return not values.numel() or all(bool(torch.isfinite(v)) for v in torch.aminmax(values))
 
 
 @dataclass(frozen=True)

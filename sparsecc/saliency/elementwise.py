@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sparsecc.errors import InvalidOption
 from sparsecc.saliency.magnitude import Criterion, Scores, Unscored
 
 if TYPE_CHECKING:
@@ -35,6 +36,11 @@ class Elementwise(Criterion):
         found = self.values(name, weight, statistics) if scored.intersection(axes) else None
         if found is None:
             return [None] * len(axes)
+        if not all_finite(found):
+            raise InvalidOption(
+                f"{type(self).__name__}: scores of {name!r} are not finite; check weights and calibration data "
+                "for NaN and overflow, or give another saliency"
+            )
         return [_summed(found, axis) if axis in scored else None for axis in axes]
 
     def elements(self, name: str, weight: torch.Tensor, statistics: Any = None) -> npt.NDArray[Any]:
@@ -44,6 +50,13 @@ class Elementwise(Criterion):
             why = statistics.readings.why.get(name, "no product reads it as a matrix")
             raise Unscored(f"{type(self).__name__} says nothing about {name!r}: {why}")
         return np.asarray(found.detach().cpu().numpy())
+
+
+def all_finite(values: torch.Tensor) -> bool:
+    """Whether all elements are: extremes of NaN are NaN."""
+    import torch
+
+    return not values.numel() or all(bool(torch.isfinite(v)) for v in torch.aminmax(values))
 
 
 def _summed(values: torch.Tensor, axis: int) -> Scores:
