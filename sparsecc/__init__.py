@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         VerificationFailed,
     )
     from sparsecc.plan import Plan
+    from sparsecc.quantization import Quantised, quantize
     from sparsecc.report import Report
     from sparsecc.verification.certificate import Certificate
 
@@ -53,6 +54,7 @@ _HOMES = {
         "VerificationFailed",
     ),
     "sparsecc.plan": ("Plan",),
+    "sparsecc.quantization": ("Quantised", "quantize"),
     "sparsecc.report": ("Report",),
     "sparsecc.verification.certificate": ("Certificate",),
 }
@@ -67,6 +69,7 @@ __all__ = [
     "Plan",
     "PlanConflict",
     "Pruned",
+    "Quantised",
     "Report",
     "SparseccError",
     "TargetRefused",
@@ -77,6 +80,7 @@ __all__ = [
     "compile",
     "load",
     "prune",
+    "quantize",
     "slim",
     "targets",
     "verify",

@@ -21,6 +21,7 @@ from sparsecc.fx.config import changed, descriptions, has_config, rebuilt
 from sparsecc.fx.editor import edit
 from sparsecc.fx.inputs import synthesised
 from sparsecc.fx.module import Diverged, accepted, module_actions, narrowed, recaptured, replacements
+from sparsecc.fx.ops import aten_name
 from sparsecc.fx.program_module import argument_names, program_module
 from sparsecc.fx.reader import read
 from sparsecc.fx.weights import exact_weights, substituted, under
@@ -73,6 +74,12 @@ class TorchSubject(Subject):
     def view(self) -> View:
         """The exported graph."""
         return read(self.program)
+
+    @property
+    def step(self) -> float:
+        """Four steps of 8 bits where the program quantises."""
+        kinds = {aten_name(n.target) or "" for n in self.program.graph.nodes if n.op == "call_function"}
+        return 4 / 255 if any(k.startswith("quantized_decomposed.quantize") for k in kinds) else 0.0
 
     def inputs(self, seed: int, variant: int) -> tuple[list[Any], str]:
         """Flat inputs like the example's; seed 0 of variant 0 is the example itself.
