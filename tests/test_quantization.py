@@ -372,6 +372,19 @@ def test_a_model_that_sparsecc_quantised_can_be_pruned_further() -> None:
     assert any(p.state == "pruned" for p in result.plan.patterns)
 
 
+def test_residual_widths_are_known_behind_integer_weights() -> None:
+    g = Graph(17)
+    y = g.node("Relu", [g.linear(g.input("x", ["batch", 16]), "a", 16, 32)], "ra")
+    inner = g.node("Relu", [g.linear(y, "b", 32, 24)], "rb")
+    model = g.build(g.linear(g.node("Add", [y, g.linear(inner, "c", 24, 32)], "sum"), "d", 32, 4))
+    found = sparsecc.quantize(model, calibration=[{"x": torch.randn(4, 16)} for _ in range(2)])
+    for each in (model, found.model):
+        assert {group.size: group.residual for group in sparsecc.analyze(each).groups} == {
+            32: True,
+            24: False,
+        }
+
+
 # -- quantised models of PyTorch -----------------------------------------------------------------------
 
 

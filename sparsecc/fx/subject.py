@@ -30,7 +30,16 @@ from sparsecc.plan import Bypass, Mask, Plan, SetModule, Take, Write
 from sparsecc.reference.masked import Masked
 from sparsecc.reference.node_checks import check_nodes
 from sparsecc.reference.torch_run import MaskedCalls, ProgramRunner, masked_hook, result_of, runs
-from sparsecc.subject import Applied, Arguments, NodeCheck, Outputs, Step, Stepping, Subject
+from sparsecc.subject import (
+    Applied,
+    Arguments,
+    NodeCheck,
+    Outputs,
+    Step,
+    Stepping,
+    Subject,
+    rounding_step,
+)
 from sparsecc.verification.check import FLOAT64_BOUND, RUNS, distance
 
 
@@ -77,9 +86,9 @@ class TorchSubject(Subject):
 
     @property
     def step(self) -> float:
-        """Four steps of 8 bits where the program quantises."""
-        kinds = {aten_name(n.target) or "" for n in self.program.graph.nodes if n.op == "call_function"}
-        return 4 / 255 if any(k.startswith("quantized_decomposed.quantize") for k in kinds) else 0.0
+        """Some steps of 8 bits where the program quantises."""
+        names = [aten_name(n.target) or "" for n in self.program.graph.nodes if n.op == "call_function"]
+        return rounding_step(sum(name.startswith("quantized_decomposed.quantize") for name in names))
 
     def inputs(self, seed: int, variant: int) -> tuple[list[Any], str]:
         """Flat inputs like the example's; seed 0 of variant 0 is the example itself.
