@@ -1,4 +1,4 @@
-"""Pruning and quantising in both orders: ``make bench-quantization`` writes the tables of docs/quantization.md.
+"""Pruning and quantising in both orders: ``make bench-quantization``, tables of docs/quantization.md.
 
 Everything is one shot: weights are not trained further.  Scores are those of onnxruntime with products of
 Q/DQ models in floats, as the file says, so that they do not depend on the processor.
