@@ -22,7 +22,9 @@ def measured(before: OnnxFile, after: OnnxFile, batches: Iterable[Feeds]) -> tup
     """
     names = [value.name for value in before.proto.graph.output]
     wanted = _session(before, "float")
-    quantised = {exact: _session(after, "quantised", exact=exact) for exact in (False, True)}
+    integers = any("Integer" in node.op_type for node in after.proto.graph.node)
+    ways = (False,) if integers else (False, True)
+    quantised = {exact: _session(after, "quantised", exact=exact) for exact in ways}
     sums = {(name, exact): _Sums() for name in names for exact in quantised}
     for feeds in batches:
         truth = _ran(wanted, names, feeds)
@@ -31,10 +33,14 @@ def measured(before: OnnxFile, after: OnnxFile, batches: Iterable[Feeds]) -> tup
                 if np.asarray(ours).dtype.kind == "f":
                     sums[name, exact].add(ours, found)
     return tuple(
-        replace(sums[name, False].error(name), exact_db=sums[name, True].error(name).sqnr_db)
+        replace(sums[name, False].error(name), exact_db=_exact(sums.get((name, True))))
         for name in names
         if sums[name, False].batches
     )
+
+
+def _exact(found: _Sums | None) -> float:
+    return math.nan if found is None else found.error("").sqnr_db
 
 
 @dataclass

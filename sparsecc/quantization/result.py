@@ -38,7 +38,7 @@ class Error:
     ``sqnr_db``: 10 log10 of (sum of y^2 over sum of (y - float y)^2); ``relative`` is the root of the
     inverse of that ratio, ``largest`` the largest difference.  These are those of onnxruntime as it runs the
     model on this processor.  ``exact_db`` is the first with products in floats, as the file says: kernels for
-    integers may saturate sums.
+    integers may saturate sums.  NaN where the file itself has operators of integers.
     """
 
     output: str
@@ -49,9 +49,10 @@ class Error:
     exact_db: float = math.nan
 
     def __str__(self) -> str:
+        exact = "" if math.isnan(self.exact_db) else f" ({self.exact_db:.1f} dB with products in floats)"
         return (
             f"{self.output}: SQNR {self.sqnr_db:.1f} dB, relative error {self.relative:.2e}, largest "
-            f"difference {self.largest:.2e} ({self.exact_db:.1f} dB with products in floats)"
+            f"difference {self.largest:.2e}{exact}"
         )
 
 
