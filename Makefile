@@ -23,10 +23,10 @@ export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-bench demo test test-nightly lint format data bench bench-permutation bench-accuracy bench-real bench-peers gpu-test gpu-bench zoo pins clean
+.PHONY: help setup setup-bench demo test test-nightly lint format data bench bench-permutation bench-accuracy bench-real bench-peers gpu-test gpu-bench zoo pins clean bench-quantization
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-19s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: $(DEV) ## make the virtual environment (every other target does it, too)
 
@@ -89,6 +89,9 @@ bench-accuracy: $(BENCH) data ## prune trained models in many ways and write doc
 
 bench-real: $(BENCH) data ## prune the real models and write the results table into README.md
 	$(BIN)/python -m benchmarks.real
+
+bench-quantization: $(BENCH) data ## compare pruning before and after quantising, and write docs/quantization.md
+	$(BIN)/python -m benchmarks.quantization
 
 bench-peers: $(PEERS) ## measure planning and removal beside Torch-Pruning and onnxsim (docs/peers.md; an hour)
 	$(BIN)/python -m benchmarks.peers

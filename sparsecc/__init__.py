@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         VerificationFailed,
     )
     from sparsecc.plan import Plan
+    from sparsecc.quantization import Quantised, quantize
     from sparsecc.report import Report
     from sparsecc.verification.certificate import Certificate
 
@@ -55,6 +56,7 @@ _HOMES = {
         "VerificationFailed",
     ),
     "sparsecc.plan": ("Plan",),
+    "sparsecc.quantization": ("Quantised", "quantize"),
     "sparsecc.report": ("Report",),
     "sparsecc.verification.certificate": ("Certificate",),
 }
@@ -70,6 +72,7 @@ __all__ = [
     "Plan",
     "PlanConflict",
     "Pruned",
+    "Quantised",
     "Report",
     "SparseccError",
     "TargetRefused",
@@ -80,6 +83,7 @@ __all__ = [
     "compile",
     "load",
     "prune",
+    "quantize",
     "slim",
     "targets",
     "verify",

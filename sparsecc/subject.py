@@ -76,6 +76,15 @@ class Applied(ABC):
         """A call of the result as its users run it: the module itself, or onnxruntime."""
 
 
+def rounding_step(quantisers: int) -> float:
+    """By how much of its largest entry an output may move where that many tensors are rounded to 8 bits.
+
+    Four steps of 8 bits, and more behind many quantisers: what each of them rounds the other way adds up
+    as independent errors do, by the root of their number.
+    """
+    return max(4.0, 2 * quantisers**0.5) / 255 if quantisers else 0.0
+
+
 class Subject(ABC):
     """A captured model: its view, its original and masked semantics, and its editor."""
 

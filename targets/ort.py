@@ -29,14 +29,17 @@ _BITS = {"bfloat16": 16, "float8_e4m3fn": 8, "float8_e4m3fnuz": 8, "float8_e5m2"
 class OrtExecutor(Executor):
     """An artifact's ``model.onnx`` on onnxruntime's CPU provider.
 
-    ``threads`` bounds the threads within an operator; None leaves the choice to onnxruntime.
+    ``threads`` bounds the threads within an operator; None leaves the choice to onnxruntime.  With
+    ``exact`` products of a Q/DQ model run in floats, as the file says, and not in kernels for integers,
+    whose sums saturate on some processors.
     """
 
-    def __init__(self, artifact: Artifact, *, threads: int | None = None) -> None:
+    def __init__(self, artifact: Artifact, *, threads: int | None = None, exact: bool = False) -> None:
         if threads is not None and (isinstance(threads, bool) or not isinstance(threads, int) or threads < 1):
             raise InvalidOption(f"threads must be a whole number from 1 up, or None; got {threads!r}")
         self.signature = artifact.signature
         self.threads = threads
+        self.exact = exact
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._session = self._start(artifact)
         self._outputs = [spec.name for spec in self.signature.outputs]
@@ -67,6 +70,8 @@ class OrtExecutor(Executor):
             raise TargetUnavailable("onnxruntime is not installed here: pip install onnxruntime") from error
         options = ort.SessionOptions()
         options.log_severity_level = 4
+        if self.exact:
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
         if self.threads is not None:
             options.intra_op_num_threads = self.threads
             options.inter_op_num_threads = 1

@@ -222,7 +222,7 @@ class Analysis:
             carried = {
                 a
                 for v in call.inputs
-                if v is not None and v.kind in ("node", "input")
+                if v is not None and not solver.static(v)
                 for t in solver.axes[v]
                 for a in self._atoms(t)
             }

@@ -23,7 +23,8 @@ PROBES = 8
 def leaves(subject: Subject) -> Named:
     """Every float parameter as a leaf that gradients are taken for; shares its memory with the model."""
     view = subject.view
-    found = {n: view.weight(n).detach() for n in view.weights if n in view.parameters}
+    floats = [n for n, v in view.weights.items() if n in view.parameters and "float" in v.dtype]
+    found = {n: view.weight(n).detach() for n in floats}
     return {n: t.requires_grad_() for n, t in found.items() if t.is_floating_point()}
 
 

@@ -243,6 +243,15 @@ def _auto_batch(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str
     return {name: pytree.tree_map(spec, value) for name, value in bound.arguments.items()}
 
 
+def _packed(module: torch.nn.Module) -> str:
+    """The first quantised module of ``torch.ao.nn`` that a module has, or ''."""
+    for name, inner in module.named_modules():
+        home = type(inner).__module__
+        if home.startswith("torch.ao.nn.") and "quantized" in home and ".qat" not in home:
+            return f"{name!r} ({type(inner).__name__})" if name else type(inner).__name__
+    return ""
+
+
 def _quiet_export(
     module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any
 ) -> ExportedProgram:
@@ -251,6 +260,11 @@ def _quiet_export(
             warnings.simplefilter("ignore")
             return torch.export.export(module, args, kwargs or None, dynamic_shapes=shapes, strict=False)
     except Exception as error:  # torch.export raises whatever the model's own code raises
+        if packed := _packed(module):
+            raise UnsupportedModel(
+                f"{packed} holds packed weights of eager-mode quantisation, which torch.export does not "
+                "take; prune the float module and quantise the result (sparsecc.quantize)"
+            ) from error
         first = str(error).strip().split("\n")[0]
         raise UnsupportedModel(
             f"torch.export cannot trace {type(module).__name__}{_raised_at(error)}: "

@@ -15,6 +15,7 @@ from sparsecc.errors import UnsupportedModel
 from sparsecc.fx.capture import Program, written
 from sparsecc.fx.ops import TABLE, aten_name, bind
 from sparsecc.fx.ops_frozen import FROZEN
+from sparsecc.fx.real import coded, decoded
 from sparsecc.fx.semantics import ProgramSemantics
 from sparsecc.fx.sharing import live
 from sparsecc.fx.spec import NODE, Shapes, tensors
@@ -37,6 +38,7 @@ class _Reader:
         self.calls: list[Call] = []
         self.weights: dict[str, Value] = {}
         self.written = written(program.graph)
+        self.coded = coded(program)
 
     def view(self) -> View:
         inputs: list[Value] = []
@@ -57,9 +59,9 @@ class _Reader:
             inputs=inputs,
             outputs=outputs,
             weights={n: v for n, v in self.weights.items() if v.kind == "weight"},
-            weight=self._weight,
+            weight=self._real,
             tied=self.program.tied,
-            parameters=self.program.parameters,
+            parameters=self.program.parameters | self.coded.keys(),
             semantics=ProgramSemantics(self.program, self.values, self._weight),
         )
 
@@ -72,6 +74,11 @@ class _Reader:
             )
         return tensor.detach()
 
+    def _real(self, name: str) -> torch.Tensor:
+        """A weight as real numbers, also where it is stored as integers."""
+        decoder = self.coded.get(name)
+        return self._weight(name) if decoder is None else decoded(self.program, decoder, self._weight(name))
+
     def _placeholder(self, node: Node) -> Value | None:
         fake = node.meta.get("val")
         if not isinstance(fake, torch.Tensor):
@@ -82,7 +89,7 @@ class _Reader:
         elif name in self.weights:
             value = self.weights[name]
         else:
-            owned = name in self.program.parameters or node in self.written
+            owned = name in self.program.parameters or name in self.coded or node in self.written
             kind = "weight" if owned else "const"
             value = self._value(name, fake, kind)
             value.weight = name

@@ -108,6 +108,15 @@ class ProgramSemantics:
             return 0.0
         return float(value) if isinstance(value, (int, float)) else None
 
+    def offset(self, call: Call) -> torch.Tensor | None:
+        """Numbers that are spelled out, or a buffer of them."""
+        bound = bind(call.raw)
+        found = bound.get("zero_points", bound.get("zero_point"))
+        if isinstance(found, (int, float)):
+            return torch.tensor(found)
+        value = self.values.get(found) if isinstance(found, Node) else None
+        return None if value is None else self.constant(value)
+
     def zero_padded(self, call: Call) -> bool:
         """``valid`` and zero padding see no zeros, ``same`` does unless the kernel has one position."""
         padding = bind(call.raw).get("padding")

@@ -21,6 +21,7 @@ from sparsecc.fx.config import changed, descriptions, has_config, rebuilt
 from sparsecc.fx.editor import edit
 from sparsecc.fx.inputs import synthesised
 from sparsecc.fx.module import Diverged, accepted, module_actions, narrowed, recaptured, replacements
+from sparsecc.fx.ops import aten_name
 from sparsecc.fx.program_module import argument_names, program_module
 from sparsecc.fx.reader import read
 from sparsecc.fx.weights import exact_weights, substituted, under
@@ -29,7 +30,16 @@ from sparsecc.plan import Bypass, Mask, Plan, SetModule, Take, Write
 from sparsecc.reference.masked import Masked
 from sparsecc.reference.node_checks import check_nodes
 from sparsecc.reference.torch_run import MaskedCalls, ProgramRunner, masked_hook, result_of, runs
-from sparsecc.subject import Applied, Arguments, NodeCheck, Outputs, Step, Stepping, Subject
+from sparsecc.subject import (
+    Applied,
+    Arguments,
+    NodeCheck,
+    Outputs,
+    Step,
+    Stepping,
+    Subject,
+    rounding_step,
+)
 from sparsecc.verification.check import FLOAT64_BOUND, RUNS, distance
 
 
@@ -73,6 +83,12 @@ class TorchSubject(Subject):
     def view(self) -> View:
         """The exported graph."""
         return read(self.program)
+
+    @property
+    def step(self) -> float:
+        """Some steps of 8 bits where the program quantises."""
+        names = [aten_name(n.target) or "" for n in self.program.graph.nodes if n.op == "call_function"]
+        return rounding_step(sum(name.startswith("quantized_decomposed.quantize") for name in names))
 
     def inputs(self, seed: int, variant: int) -> tuple[list[Any], str]:
         """Flat inputs like the example's; seed 0 of variant 0 is the example itself.

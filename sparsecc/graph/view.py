@@ -94,6 +94,9 @@ class Semantics(Protocol):
     def fill(self, call: Call) -> float | None:
         """The number that a pad or create call puts in."""
 
+    def offset(self, call: Call) -> torch.Tensor | None:
+        """The zero points of a call that decodes integers; 0 without any, None where they are computed."""
+
     def zero_padded(self, call: Call) -> bool:
         """Whether a convolution sees zeros beyond the borders of its input."""
 

@@ -105,6 +105,13 @@ class ModelSemantics:
         value = self._named(node.input[2])
         return None if value is None or value.numel() != 1 else float(value)
 
+    def offset(self, call: Call) -> torch.Tensor | None:
+        """The third input of DequantizeLinear."""
+        node = self._node(call)
+        if len(node.input) < 3 or not node.input[2]:
+            return torch.zeros(())
+        return self._named(node.input[2])
+
     def zero_padded(self, call: Call) -> bool:
         """From ``pads`` and ``auto_pad``; a kernel of one position is never padded automatically."""
         if self._attribute(call, "auto_pad", "NOTSET") in ("SAME_UPPER", "SAME_LOWER"):

@@ -29,7 +29,7 @@ from sparsecc.plan import Bypass, Mask, Plan, Write
 from sparsecc.reference.masked import Masked
 from sparsecc.reference.onnx_node_checks import check_nodes
 from sparsecc.reference.onnx_run import Hook, Runner, check_input
-from sparsecc.subject import Applied, Arguments, NodeCheck, Outputs, Step, Stepping, Subject
+from sparsecc.subject import Applied, Arguments, NodeCheck, Outputs, Step, Stepping, Subject, rounding_step
 
 Named = dict[str, torch.Tensor]
 
@@ -118,9 +118,8 @@ class OnnxSubject(Subject):
 
     @property
     def step(self) -> float:
-        """Four steps of 8 bits where the model quantises."""
-        kinds = {node.op_type for node in self.file.proto.graph.node}
-        return 4 / 255 if kinds & QUANTISERS else 0.0
+        """Some steps of 8 bits where the model quantises."""
+        return rounding_step(sum(node.op_type in QUANTISERS for node in self.file.proto.graph.node))
 
     @cached_property
     def shapes(self) -> Shapes:

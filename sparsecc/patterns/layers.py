@@ -14,6 +14,17 @@ from sparsecc.graph import Call, Value, View
 
 FLOATS = frozenset({"float64", "float32", "float16", "bfloat16"})
 
+INTEGERS = frozenset({"int8", "uint8", "int16", "uint16", "int32"})
+
+#: operators that turn integers into the real numbers that they stand for: operand 0, zero points operand 2
+_DECODERS = frozenset(
+    {
+        "dequantizelinear",
+        "quantized_decomposed.dequantize_per_tensor",
+        "quantized_decomposed.dequantize_per_channel",
+    }
+)
+
 #: operators that give back what they are given, zeros as zeros
 _COPIES = frozenset({"cast", "identity", "to", "_to_copy", "clone", "contiguous", "alias", "detach"})
 
@@ -47,7 +58,8 @@ class Layer:
     """A weight and the axis that sums run along; ``why`` says why no pattern may be put into it, or ''.
 
     ``kernel``: further axes that the sums run along (None: its readers do not agree on them).  ``groups``:
-    into how many parts its rows fall that read different inputs.
+    into how many parts its rows fall that read different inputs.  ``coded``: it is stored as integers that
+    stand for real numbers, 0 for 0; elements may become 0, but not any other number.
     """
 
     weight: str
@@ -55,6 +67,7 @@ class Layer:
     why: str = ""
     kernel: tuple[int, ...] | None = ()
     groups: int = 1
+    coded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +87,7 @@ def layers(analysis: Analysis) -> list[Layer]:
     for name, value in view.weights.items():
         if len(value.shape) < 2:
             continue
-        every = list(uses(view, readers, value))
+        every = list(uses(view, readers, value, decoding=value.dtype in INTEGERS))
         layer = _layer(analysis, name, value, every)
         if layer is not None:
             found.append((min(place.get(c, len(place)) for c, _, _ in every), layer))
@@ -88,7 +101,7 @@ def computed(analysis: Analysis) -> Iterator[tuple[str, str]]:
     for call in view.calls:
         for _, (operand, _) in _matched(analysis, call):
             value = call.inputs[operand]
-            while value is not None and value in producer and _passes(view, producer[value]):
+            while value is not None and value in producer and _gives_on(view, producer[value]):
                 value = producer[value].inputs[0]
             if value is not None and value.kind == "node" and solver.static(value):
                 maker = producer[value]
@@ -121,15 +134,27 @@ def readers_of(view: View) -> dict[Value, list[tuple[Call, int]]]:
     return readers
 
 
+def _gives_on(view: View, call: Call) -> bool:
+    """Whether a call gives on a matrix, or what its integers stand for."""
+    return _passes(view, call) or decodes(view, call)
+
+
+def decodes(view: View, call: Call) -> bool:
+    """Whether a call turns integers into the real numbers that they stand for."""
+    if call.op not in ("quantize", "per_channel", "elementwise") or view.semantics is None:
+        return False
+    return view.semantics.function(call) in _DECODERS
+
+
 def uses(
-    view: View, readers: dict[Value, list[tuple[Call, int]]], weight: Value
+    view: View, readers: dict[Value, list[tuple[Call, int]]], weight: Value, *, decoding: bool = False
 ) -> Iterator[tuple[Call, int, Seen]]:
-    """Everything that reads a weight, also through transposes and casts."""
+    """Everything that reads a weight, also through transposes and casts, and decoders where asked for."""
     stack = [Seen(weight, tuple(range(len(weight.shape))))]
     while stack:
         seen = stack.pop()
         for call, index in readers.get(seen.value, ()):
-            if index == 0 and _passes(view, call):
+            if index == 0 and (_gives_on(view, call) if decoding else _passes(view, call)):
                 stack.append(Seen(call.outputs[0], _through(call, seen.dims)))
             else:
                 yield call, index, seen
@@ -157,7 +182,8 @@ def _layer(analysis: Analysis, name: str, value: Value, every: list[tuple[Call, 
     }
     groups = max(call.attrs["groups"] if call.op in _CONVOLUTIONS else 1 for call, _, _ in every)
     kernel = kernels.pop() if len(kernels) == 1 else None
-    return Layer(name, along[0], _refusal(analysis, name, value, along, other), kernel, groups)
+    why = _refusal(analysis, name, value, along, other)
+    return Layer(name, along[0], why, kernel, groups, value.dtype in INTEGERS)
 
 
 def _kernel(call: Call, seen: Seen) -> tuple[int, ...]:
@@ -200,7 +226,10 @@ def _may_be_first(analysis: Analysis, call: Call, other: int) -> bool:
 
 
 def _refusal(analysis: Analysis, name: str, value: Value, along: list[int], other: Call | None) -> str:
-    if value.dtype not in FLOATS:
+    if value.dtype in INTEGERS:
+        if why := _undecoded(analysis.view, value):
+            return f"its elements are {value.dtype} {why}"
+    elif value.dtype not in FLOATS:
         return f"its elements are {value.dtype}"
     if name not in analysis.view.parameters:
         return "it is a buffer, not a parameter"
@@ -212,3 +241,20 @@ def _refusal(analysis: Analysis, name: str, value: Value, along: list[int], othe
     if semantics is not None and value in semantics.overwritten(read_later=False):
         return "the model writes to it"
     return ""
+
+
+def _undecoded(view: View, value: Value) -> str:
+    """Why integers may not be set to 0 in order to mask what they stand for, or ''."""
+    readers = [call for call in view.calls if value in call.inputs]
+    other = next((call for call in readers if not decodes(view, call)), None)
+    if other is not None:
+        return f"that {other.describe()} reads"
+    return "" if all(_no_offset(view, call) for call in readers) else "with zero points other than 0"
+
+
+def _no_offset(view: View, call: Call) -> bool:
+    """Whether the zero points of a decoder are known to be 0."""
+    semantics = view.semantics
+    assert semantics is not None
+    offset = semantics.offset(call)
+    return offset is not None and not bool(offset.any())

@@ -152,6 +152,8 @@ def _targets(
         if layer.weight in analysis.given.lost:
             continue
         reason = layer.why or chosen(layer.weight) or statistics.readings.why.get(layer.weight, "")
+        if not reason and layer.coded:
+            reason = "it is quantised: prune layer by layer before that"
         if not reason and layer.weight not in statistics.readings:
             reason = "no product reads it as a matrix"
         if reason:

@@ -137,14 +137,24 @@ class ProgramRunner:
 
 
 def _reads_bits(node: Node) -> bool:
-    """A view as another dtype shows how numbers are stored: it needs them as the model stores them."""
-    return node.target is torch.ops.aten.view.dtype
+    """Whether an operator needs numbers as the model stores them.
+
+    A view as another dtype shows how they are stored; quantisers take float32 and give integers, which are
+    the same whatever was promoted before, and what these stand for.
+    """
+    if node.target is torch.ops.aten.view.dtype:
+        return True
+    return (aten_name(node.target) or "").startswith("quantized_decomposed.")
 
 
 def _as_stored(node: Node, args: Any) -> tuple[Any, ...]:
-    """The arguments with the first in the dtype that the graph gives it."""
-    source: Any = node.args[0]
-    return args[0].to(source.meta["val"].dtype), *args[1:]
+    """The arguments in the dtypes that the graph gives them."""
+    return tuple(
+        given.to(source.meta["val"].dtype)
+        if isinstance(source, Node) and isinstance(given, torch.Tensor)
+        else given
+        for source, given in zip(node.args, args, strict=True)
+    )
 
 
 def _last_uses(program: Program) -> dict[Node, list[Node]]:

@@ -38,8 +38,8 @@ class Elementwise(Criterion):
             return [None] * len(axes)
         if not all_finite(found):
             raise InvalidOption(
-                f"{type(self).__name__}: scores of {name!r} are not finite; check weights and calibration data "
-                "for NaN and overflow, or give another saliency"
+                f"{type(self).__name__}: scores of {name!r} are not finite; check weights and data for "
+                "NaN and overflow, or give another saliency"
             )
         return [_summed(found, axis) if axis in scored else None for axis in axes]
 
