@@ -48,7 +48,8 @@ $(BENCH): $(DEV)
 
 $(PEERS): $(DEV)
 	@echo "adding the pruners to compare with to $(VENV) (once) ..."
-	$(PIP) -e '.[dev,gs,cuda,tensorrt-rtx,zoo,peers]'
+	$(PIP) -e '.[dev,gs,cuda,tensorrt-rtx,zoo,bench,peers]'
+	$(PIP) --no-deps llmcompressor==0.14.0.1 loguru==0.7.3
 	@touch $@
 
 demo: $(DEV) ## make a trained model smaller and faster, with a certificate (three minutes)
@@ -93,8 +94,9 @@ bench-real: $(BENCH) data ## prune the real models and write the results table i
 bench-quantization: $(BENCH) data ## compare pruning before and after quantising, and write docs/quantization.md
 	$(BIN)/python -m benchmarks.quantization
 
-bench-peers: $(PEERS) ## measure planning and removal beside Torch-Pruning and onnxsim (docs/peers.md; an hour)
+bench-peers: $(PEERS) ## measure planning and removal beside Torch-Pruning, onnxsim and llm-compressor (docs/peers.md; an hour)
 	$(BIN)/python -m benchmarks.peers
+	$(BIN)/python -m benchmarks.peers.surgeon
 
 zoo: $(DEV) ## prune hundreds of public architectures and write docs/zoo.md (hours; ZOO="--help" shows options)
 	$(BIN)/python -m benchmarks.zoo $(ZOO)

@@ -6,8 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from sparsecc.axes.analysis import Analysis
+from sparsecc.axes.terms import Kept
 from sparsecc.errors import InvalidOption
 from sparsecc.patterns.nm import NM
+from sparsecc.patterns.orders import better_orders, with_orders
+from sparsecc.patterns.survey import survey
 from sparsecc.recovery.needs import needed
 from sparsecc.saliency import Saliency
 from sparsecc.selection import check_names
@@ -22,11 +25,13 @@ class LayerwisePass(Pass):
     """Options of passes that prune layer by layer.
 
     ``sparsity``: share of the elements that goes, unless ``pattern`` is N:M.  ``include`` and ``exclude``:
-    name patterns of weights or modules.
+    name patterns of weights or modules.  ``permute``: first reorder positions of coupled groups, as
+    ``NMPattern`` does, so that the pattern keeps more of what the saliency of the run calls large.
     """
 
     sparsity: float = 0.5
     pattern: str = ""
+    permute: bool = False
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     turn: ClassVar[int] = 1
@@ -35,6 +40,8 @@ class LayerwisePass(Pass):
         check_share("sparsity", self.sparsity)
         if self.pattern:
             NM.parse(self.pattern)
+        if not isinstance(self.permute, bool) or (self.permute and not self.pattern):
+            raise InvalidOption(f"permute={self.permute!r}: give True or False, and True only with a pattern")
         check_names(self.include, self.exclude)
 
     def method(self) -> Method:
@@ -46,8 +53,20 @@ class LayerwisePass(Pass):
         from sparsecc.recovery.layerwise import prune_layers
 
         statistics = needed(saliency, type(self).__name__)
-        found = prune_layers(analysis, statistics, self.method(), include=self.include, exclude=self.exclude)
-        return Choice({}, found.actions, found.skips, found.patterns)
+        orders = self._orders(analysis, saliency) if self.permute else {}
+        found = prune_layers(
+            with_orders(analysis, orders) if orders else analysis,
+            statistics,
+            self.method(),
+            include=self.include,
+            exclude=self.exclude,
+        )
+        return Choice(orders, found.actions, found.skips, found.patterns)
+
+    def _orders(self, analysis: Analysis, saliency: Saliency | None) -> dict[str, Kept]:
+        scores, pattern = (saliency or Saliency(analysis)).elements, NM.parse(self.pattern)
+        layers = survey(analysis, pattern, scores, include=self.include, exclude=self.exclude)
+        return better_orders(analysis, layers, exclude=self.exclude)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -314,3 +314,27 @@ def test_layers_that_cannot_have_a_pattern_are_told() -> None:
     result = sparsecc.prune(net, (batch,), recipe=SparseGPT(pattern="2:4"), calibration=[batch])
     assert [s.where for s in result.plan.skips] == ["0.weight"]
     assert "no multiple of 4" in result.plan.skips[0].reason
+
+
+@pytest.mark.parametrize("first", ["", "ChannelPruning(sparsity=0.25, exclude=('stem*',)); "])
+def test_patterns_run_along_the_new_order_of_channels(first: str) -> None:
+    """A permuted result has the pattern in its own layout, is verified, and loses no more."""
+    net, data = trained()
+    errors = []
+    for permute in (False, True):
+        recipe = f"{first}SparseGPT(pattern='2:4', permute={permute})"
+        result = sparsecc.prune(net, (data[0],), recipe=recipe, saliency="wanda", calibration=data)
+        assert result.certificate.status == "VERIFIED"
+        reordered = any((np.diff(d.kept) < 0).any() for d in result.plan.decisions)
+        assert reordered == permute
+        for layer in (result.model.stem, result.model.grouped, result.model.narrow, result.model.head):
+            width = layer.weight.shape[1]
+            assert width % 4 or NM(2, 4).holds(layer.weight.detach().numpy(), 1)
+        errors.append(change(net, result, data))
+    assert errors[1] < 1.2 * errors[0]
+
+
+def test_permuting_needs_a_pattern() -> None:
+    """Shares have no order."""
+    with pytest.raises(InvalidOption, match="permute"):
+        SparseGPT(permute=True)

@@ -35,9 +35,17 @@ EXPERIMENTS: tuple[Experiment, ...] = (
         "resnet20", "2:4, SparseGPT, norms re-estimated",
         "SparseGPT(pattern='2:4'); BatchNormReestimation()", batches=4,
     ),
+    Experiment(
+        "resnet20", "2:4, SparseGPT, permuted, norms re-estimated",
+        "SparseGPT(pattern='2:4', permute=True); BatchNormReestimation()", "wanda", 4,
+    ),
     Experiment("resnet20", "50 %, magnitude", "ElementPruning(sparsity=0.5)"),
     Experiment("resnet20", "70 %, magnitude", "ElementPruning(sparsity=0.7)"),
     Experiment("resnet20", "70 %, SparseGPT", "SparseGPT(sparsity=0.7)", batches=4),
+    Experiment(
+        "resnet20", "70 %, SparseGPT, norms re-estimated",
+        "SparseGPT(sparsity=0.7); BatchNormReestimation()", batches=4,
+    ),
     Experiment("resnet20", "25 % of inner channels, L2", _INNER),
     Experiment("resnet20", "25 % of inner channels, Wanda", _INNER, "wanda", 4),
     Experiment("resnet20", "25 % of inner channels, OBS", _INNER, "obs", 4),
@@ -56,6 +64,9 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     Experiment("minilm", "2:4, magnitude, permuted", "NMPattern(permute=True)"),
     Experiment("minilm", "2:4, Wanda", "Wanda(pattern='2:4')", batches=16),
     Experiment("minilm", "2:4, SparseGPT", "SparseGPT(pattern='2:4')", batches=16),
+    Experiment(
+        "minilm", "2:4, SparseGPT, permuted", "SparseGPT(pattern='2:4', permute=True)", "wanda", 16
+    ),
     Experiment("minilm", "50 %, magnitude", "ElementPruning(sparsity=0.5)"),
     Experiment("minilm", "50 %, Wanda", "Wanda(sparsity=0.5)", batches=16),
     Experiment("minilm", "50 %, SparseGPT", "SparseGPT(sparsity=0.5)", batches=16),
@@ -75,6 +86,10 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     Experiment("smollm2", "2:4, magnitude", f"NMPattern({_HEAD})"),
     Experiment("smollm2", "2:4, Wanda", f"Wanda(pattern='2:4', {_HEAD})", batches=32),
     Experiment("smollm2", "2:4, SparseGPT", f"SparseGPT(pattern='2:4', {_HEAD})", batches=32),
+    Experiment(
+        "smollm2", "2:4, SparseGPT, permuted",
+        f"SparseGPT(pattern='2:4', permute=True, {_HEAD})", "wanda", 32,
+    ),
     Experiment("smollm2", "25 % of FFN neurons, Wanda", _FFN, "wanda", 32),
     Experiment("smollm2", "25 % of FFN neurons, OBS", _FFN, "obs", 32),
     Experiment("smollm2", "the same, least squares", f"{_FFN}; Reconstruction(damping=0.3)", "wanda", 32),

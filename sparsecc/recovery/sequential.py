@@ -125,10 +125,12 @@ class Recovery:
         return value.double() if value.dtype == torch.float64 else value.float()
 
     def kept(self, weight: str) -> list[torch.Tensor | None]:
-        """Kept positions of every axis of a weight; None where all stay."""
+        """Kept positions of every axis of a weight, in their new order; None where all stay in place."""
         axes = self.analysis.solver.axes[self.analysis.view.weights[weight]]
-        found = [self.keeps.mask(t) for t in axes]
-        return [None if m is None else torch.from_numpy(np.flatnonzero(m)) for m in found]
+        found = [self.keeps.indices(t) for t in axes]
+        return [
+            None if places is None else torch.from_numpy(np.ascontiguousarray(places)) for places in found
+        ]
 
 
 def summed(reading: Reading, steps: Sequence[Step], name: str) -> torch.Tensor:
