@@ -61,7 +61,7 @@ def sparse(model: nn.Module, share: float) -> None:
         assert (model.get_parameter(n) == 0).float().mean() == pytest.approx(share, abs=0.01)
 
 
-@pytest.mark.parametrize("case", sorted(CASES))
+@pytest.mark.parametrize("case", ["gradual", pytest.param("srste", marks=pytest.mark.nightly)])
 def test_huggingface(case: str, tmp_path: Path) -> None:
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     pytest.importorskip("accelerate", reason="transformers' Trainer needs accelerate")
