@@ -510,6 +510,17 @@ def test_movement_adds_minus_weight_times_gradient() -> None:
         assert (total[mask] < 0).any() or (total[~mask] < 0).all()
 
 
+def test_weights_of_the_graph_that_cannot_have_a_pattern_are_left_alone() -> None:
+    """The first of these convolutions sums over one channel; a name that was given is an error instead."""
+    model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 1))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    options: dict[str, Any] = {"schedule": Constant(sparsity=0.5), "pattern": "2:4"}
+    sparsifier = Sparsifier(model, optimizer, example_inputs=(torch.randn(2, 1, 6, 6),), **options)
+    assert [s.where for s in sparsifier.skips] == ["0.weight"]
+    assert "no multiple of 4" in sparsifier.skips[0].reason
+    assert list(sparsifier.masks) == ["2.weight"]
+
+
 # -- what is refused -----------------------------------------------------------------------------------
 
 
@@ -525,7 +536,7 @@ def test_movement_adds_minus_weight_times_gradient() -> None:
         ({"example_inputs": EXAMPLE, "pattern": "3-4"}, "N:M"),
         ({"example_inputs": EXAMPLE, "pattern": "1:4"}, r"sparsity=0\.75"),
         ({"weights": ["0.bias"], "pattern": "2:4"}, "not known without a graph"),
-        ({"example_inputs": EXAMPLE, "pattern": NM("3:6")}, "no multiple of 6"),
+        ({"weights": ["0.weight"], "pattern": NM("3:6")}, "no multiple of 6"),
         ({"example_inputs": EXAMPLE, "exclude": ["nothing"]}, "no parameter of the model matches"),
         ({"example_inputs": EXAMPLE, "saliency": "taylor"}, "magnitude, movement"),
         ({"example_inputs": EXAMPLE, "penalties": "both"}, "gradient"),

@@ -56,6 +56,10 @@ class Pattern:
     def check(self, schedule: Schedule, sites: Sequence[Site]) -> None:
         """Raise InvalidOption where the pattern does not fit the schedule or a weight."""
 
+    def why_not(self, site: Site) -> str:
+        """Why a weight that the graph names cannot have the pattern, or ''."""
+        return ""
+
     def choose(self, update: Update) -> Chosen:
         """New masks."""
         raise NotImplementedError(f"{type(self).__name__} does not define choose()")

@@ -94,11 +94,15 @@ class NM(Pattern):
                     f"{site.name}: the axis that its sums run along is not known without a graph; give "
                     "example_inputs instead of weights"
                 )
-            if not ratio.fits(site.shape[site.axis]):
-                raise InvalidOption(
-                    f"{site.name}: its sums run over {site.shape[site.axis]} positions, which are no "
-                    f"multiple of {ratio.m}; leave it out"
-                )
+            if why := self.why_not(site):
+                raise InvalidOption(f"{site.name}: {why}; leave it out")
+
+    def why_not(self, site: Site) -> str:
+        """Sums over a width that is no multiple of M."""
+        width = None if site.axis is None else site.shape[site.axis]
+        if width is None or self.ratio.fits(width):
+            return ""
+        return f"its sums run over {width} positions, which are no multiple of {self.ratio.m}"
 
     def counts(self, update: Update) -> dict[str, int]:
         """N of every M."""

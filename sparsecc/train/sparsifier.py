@@ -176,8 +176,10 @@ class Sparsifier:
             sites = [Site(n, named[n], None) for n in members(self._analysis.groups)]
         else:
             assert analysis is not None
-            sites, skips = from_analysis(self.model, analysis, include, exclude)
-            self.skips = tuple(skips)
+            found, skips = from_analysis(self.model, analysis, include, exclude)
+            reasons = {site.name: self.pattern.why_not(site) for site in found}
+            sites = [site for site in found if not reasons[site.name]]
+            self.skips = (*skips, *(Skip(name, why) for name, why in reasons.items() if why))
         if not sites:
             told = "; ".join(f"{s.where}: {s.reason}" for s in self.skips[:5])
             raise InvalidOption(f"no weight can be made sparse.  {told or 'The list of weights is empty.'}")
