@@ -21,12 +21,15 @@ class Reconstruction(Pass):
     columns with new values, and a bias that takes up the mean of what went, such that the layer's outputs
     are as near as can be to those that it has in the original model.
 
-    ``layers``: ``"cut"``, those that lost inputs, or ``"all"`` that follow.  ``damping``: how much an update
+    ``layers``: ``"cut"``, those that lost inputs, or ``"all"`` that follow.  ``towards``: the outputs of the
+    ``"original"`` model, which makes up for earlier layers as well, or the layer's ``"own"``, had it lost
+    nothing, which is the safer one in deep language models.  ``damping``: how much an update
     costs, as a share of the mean second moment of the inputs.  ``include`` and ``exclude``: name patterns of
     weights or modules.  Needs calibration data; runs after the passes of a recipe that remove anything.
     """
 
     layers: Literal["cut", "all"] = "cut"
+    towards: Literal["original", "own"] = "original"
     damping: float = 0.01
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
@@ -35,6 +38,8 @@ class Reconstruction(Pass):
     def __post_init__(self) -> None:
         if self.layers not in ("cut", "all"):
             raise InvalidOption(f"layers={self.layers!r}: give 'cut' or 'all'")
+        if self.towards not in ("original", "own"):
+            raise InvalidOption(f"towards={self.towards!r}: give 'original' or 'own'")
         if not self.damping > 0:
             raise InvalidOption(f"damping={self.damping!r}: give a positive share, such as 0.01")
         check_names(self.include, self.exclude)
@@ -48,6 +53,7 @@ class Reconstruction(Pass):
             needed(saliency, type(self).__name__),
             damping=self.damping,
             everything=self.layers == "all",
+            own=self.towards == "own",
             include=self.include,
             exclude=self.exclude,
         )

@@ -184,6 +184,7 @@ RECIPES: dict[str, list[Any]] = {
     "behind channels": [ChannelPruning(sparsity=0.5), SparseGPT(pattern="2:4")],
     "least squares": [ChannelPruning(sparsity=0.5), Reconstruction()],
     "least squares, all": [ChannelPruning(sparsity=0.5), Reconstruction(layers="all")],
+    "least squares, own": [ChannelPruning(sparsity=0.5), Reconstruction(towards="own")],
     "biases": [ChannelPruning(sparsity=0.5), BiasCorrection()],
     "norms": [ChannelPruning(sparsity=0.5), BatchNormReestimation()],
     "all at once": [
@@ -338,3 +339,24 @@ def test_permuting_needs_a_pattern() -> None:
     """Shares have no order."""
     with pytest.raises(InvalidOption, match="permute"):
         SparseGPT(permute=True)
+
+
+def test_its_own_stream_is_what_a_layer_reads_in_the_pruned_model() -> None:
+    """With ``towards="own"`` the second of two updates aims at its own layer behind the pruned first one."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 10), nn.ReLU(), nn.Linear(10, 6))
+    net = net.double().eval()
+    data = [torch.randn(60, 12, dtype=torch.float64)]
+    recipe = [ChannelPruning(sparsity=0.5), Reconstruction(damping=1e-11, towards="own")]
+    result = sparsecc.prune(net, (data[0],), recipe=recipe, calibration=data)
+    kept = {d.group: d.kept for d in result.plan.decisions}
+    with torch.no_grad():
+        hidden = result.model[:2](data[0])
+        first = net[:2](data[0])
+        best, *_ = np.linalg.lstsq(np.column_stack([hidden, np.ones(60)]), net[2](first).numpy(), rcond=None)
+        full = torch.relu(torch.from_numpy(np.column_stack([hidden, np.ones(60)]) @ best))
+        want = net[4](full).numpy()
+        read = result.model[:4](data[0]).numpy()
+    assert len(kept) == 2
+    last, *_ = np.linalg.lstsq(np.column_stack([read, np.ones(60)]), want, rcond=None)
+    np.testing.assert_allclose(result.model[4].weight.detach().numpy(), last[:-1].T, rtol=1e-4, atol=1e-6)

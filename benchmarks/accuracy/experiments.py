@@ -92,6 +92,10 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     ),
     Experiment("smollm2", "25 % of FFN neurons, Wanda", _FFN, "wanda", 16),
     Experiment("smollm2", "25 % of FFN neurons, OBS", _FFN, "obs", 16),
-    Experiment("smollm2", "the same, least squares", f"{_FFN}; Reconstruction(damping=0.3)", "wanda", 16),
+    Experiment("smollm2", "the same, Wanda, least squares", f"{_FFN}; Reconstruction()", "wanda", 16),
+    Experiment(
+        "smollm2", "the same, least squares on its own stream",
+        f"{_FFN}; Reconstruction(towards='own')", "wanda", 16,
+    ),
     Experiment("smollm2", "2 of 60 blocks", "DepthPruning(sparsity=0.034, rank='influence')", batches=8),
 )  # fmt: skip

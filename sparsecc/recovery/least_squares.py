@@ -51,12 +51,17 @@ def reconstruct(
     *,
     damping: float,
     everything: bool,
+    own: bool = False,
     include: tuple[str, ...] = (),
     exclude: tuple[str, ...] = (),
 ) -> Reconstructed:
-    """Update layers in the order in which they run; ``everything``: also those that lost no inputs."""
+    """Update layers in the order in which they run; ``everything``: also those that lost no inputs.
+
+    ``own``: x is what the layer would read in the pruned model, had it not lost inputs, instead of what it
+    reads in the original one: then nothing is made up for but the layer's own loss.
+    """
     out = Reconstructed()
-    recovery = Recovery(statistics, analysis, beside=True)
+    recovery = Recovery(statistics, analysis, beside=not own)
     targets = _targets(recovery, include, exclude, everything, out)
 
     def update(moment: Moment) -> Mapping[str, torch.Tensor]:
@@ -103,11 +108,15 @@ def _updated(recovery: Recovery, reading: Reading, moment: Moment, damping: floa
     shape = weight.shape
     matrix = reading.matrix(weight)
     columns = _columns(recovery, reading, shape)
-    cross = second_moment(reading, moment.original, moment.pruned).to(weight.dtype)[:, :, columns]
-    second = second_moment(reading, moment.pruned, moment.pruned).to(weight.dtype)[:, columns][:, :, columns]
+    towards = moment.original or moment.pruned
+    whole = second_moment(reading, moment.pruned, moment.pruned).to(weight.dtype)
+    second = whole[:, columns][:, :, columns]
+    if towards is not moment.pruned:
+        whole = second_moment(reading, towards, moment.pruned).to(weight.dtype)
+    cross = whole[:, :, columns]
     bias = _bias(recovery, reading)
     if bias is not None:
-        x, count = first_moment(reading, moment.original)
+        x, count = first_moment(reading, towards)
         z, _ = first_moment(reading, moment.pruned)
         x, z = (x / count).to(weight.dtype), (z[:, columns] / count).to(weight.dtype)
         cross = cross - count * x[:, :, None] * z[:, None, :]
