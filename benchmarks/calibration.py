@@ -12,6 +12,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -64,9 +65,9 @@ def main() -> int:
         subject = open_subject(loaded.model, loaded.example_inputs, dynamic_shapes=loaded.dynamic_shapes)
         times: dict[str, list[float]] = {"forward": [], **{name: [] for name in LIMITS}}
         for _ in range(chosen.rounds):
-            times["forward"].append(timed(lambda m=loaded.model, d=data: forward(m, d)))  # type: ignore[misc]
+            times["forward"].append(timed(partial(forward, loaded.model, data)))
             for name in LIMITS:
-                times[name].append(timed(lambda s=subject, d=data, n=name: collect(s, d, n)))  # type: ignore[misc]
+                times[name].append(timed(partial(collect, subject, data, name)))
         ratios = {
             name: statistics.median(a / b for a, b in zip(times[name], times["forward"], strict=True))
             for name in LIMITS

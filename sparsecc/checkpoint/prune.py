@@ -23,7 +23,7 @@ from sparsecc.fx.subject import TorchSubject
 from sparsecc.fx.weights import WeightActions
 from sparsecc.memory import give_back
 from sparsecc.pipeline import decide, given
-from sparsecc.plan import Pattern, Plan, Skip
+from sparsecc.plan import Bypass, Mask, Pattern, Plan, Skip, Write
 from sparsecc.recovery.layerwise import LayerwiseOptions, prune_layers
 from sparsecc.saliency import Saliency
 from sparsecc.transform import Pass
@@ -122,8 +122,6 @@ def _write(
 
 def _beyond(plan: Plan) -> list[Any]:
     """Actions that do not follow from the kept positions."""
-    from sparsecc.plan import Bypass, Mask, Write
-
     return [a for a in plan.actions if isinstance(a, (Bypass, Mask, Write))]
 
 
