@@ -12,6 +12,7 @@ from sparsecc.passes.block import BlockPruning
 from sparsecc.passes.channel import ChannelPruning
 from sparsecc.passes.dead_channels import DeadChannelElimination
 from sparsecc.passes.depth import DepthPruning
+from sparsecc.passes.distillation import Distillation
 from sparsecc.passes.element import ElementPruning
 from sparsecc.passes.head import HeadPruning
 from sparsecc.passes.kernel import KernelPruning
@@ -33,6 +34,7 @@ PASSES: dict[str, type[Pass]] = {
         SparseGPT,
         Wanda,
         Reconstruction,
+        Distillation,
         BatchNormReestimation,
         BiasCorrection,
         ElementPruning,
@@ -69,6 +71,7 @@ __all__ = [
     "ChannelPruning",
     "DeadChannelElimination",
     "DepthPruning",
+    "Distillation",
     "ElementPruning",
     "HeadPruning",
     "KernelPruning",

@@ -17,6 +17,7 @@ from sparsecc.errors import PlanConflict
 from sparsecc.graph import Call, View
 from sparsecc.lowering import kept_of
 from sparsecc.plan import Plan
+from sparsecc.reference.nudged import rounds
 
 Inputs = Any
 Outputs = list[Any]
@@ -76,13 +77,8 @@ class Applied(ABC):
         """A call of the result as its users run it: the module itself, or onnxruntime."""
 
 
-def rounding_step(quantisers: int) -> float:
-    """By how much of its largest entry an output may move where that many tensors are rounded to 8 bits.
-
-    Four steps of 8 bits, and more behind many quantisers: what each of them rounds the other way adds up
-    as independent errors do, by the root of their number.
-    """
-    return max(4.0, 2 * quantisers**0.5) / 255 if quantisers else 0.0
+#: by how much of its largest entry an output may move where tensors are rounded to 8 bits: four steps
+ROUNDING_STEP = 4 / 255
 
 
 class Subject(ABC):
@@ -93,11 +89,11 @@ class Subject(ABC):
 
     @property
     def step(self) -> float:
-        """By how much of its largest entry rounding of integers inside may move an output; 0 without any.
+        """By how much of its largest entry a few roundings to integers may move an output; 0 without any.
 
         Only the model's own dtype is compared so: in float64 hardly anything is so near to a middle.
         """
-        return 0.0
+        return ROUNDING_STEP if any(rounds(self.view, call) for call in self.view.calls) else 0.0
 
     @property
     @abstractmethod
@@ -127,9 +123,18 @@ class Subject(ABC):
 
     @abstractmethod
     def masked(
-        self, plan: Plan, kept: Mapping[str, Kept], inputs: Inputs, dtype: torch.dtype | None = None
+        self,
+        plan: Plan,
+        kept: Mapping[str, Kept],
+        inputs: Inputs,
+        dtype: torch.dtype | None = None,
+        *,
+        nudge: int | None = None,
     ) -> Outputs:
-        """Outputs of the original graph under masked semantics."""
+        """Outputs of the original graph under masked semantics.
+
+        With ``nudge``, a seed, what quantisers read is off by a unit in the last place, at random.
+        """
 
     @abstractmethod
     def stepping(

@@ -20,16 +20,16 @@ from sparsecc.fx.weights import WeightActions, exact_weights
 from sparsecc.graph import Call, View
 from sparsecc.onnxfile.editor import edit
 from sparsecc.onnxfile.model import TORCH_DTYPES, OnnxFile, copy_proto, replace_tensor, to_torch
-from sparsecc.onnxfile.quantised import QUANTISERS
 from sparsecc.onnxfile.reader import read
 from sparsecc.onnxfile.shapes import DimKey, Shapes, dim_key, infer
 from sparsecc.onnxfile.synth import synthesise
 from sparsecc.onnxfile.timing import timed_call
 from sparsecc.plan import Bypass, Mask, Plan, Write
 from sparsecc.reference.masked import Masked
+from sparsecc.reference.nudged import masking
 from sparsecc.reference.onnx_node_checks import check_nodes
 from sparsecc.reference.onnx_run import Hook, Runner, check_input
-from sparsecc.subject import Applied, Arguments, NodeCheck, Outputs, Step, Stepping, Subject, rounding_step
+from sparsecc.subject import Applied, Arguments, NodeCheck, Outputs, Step, Stepping, Subject
 
 Named = dict[str, torch.Tensor]
 
@@ -116,11 +116,6 @@ class OnnxSubject(Subject):
             raise InvalidOption(f"no input is named {', '.join(unknown)}; the model takes {', '.join(names)}")
         return {v.name: _example(v, examples[v.name]) for v in self.file.inputs if v.name in examples}
 
-    @property
-    def step(self) -> float:
-        """Some steps of 8 bits where the model quantises."""
-        return rounding_step(sum(node.op_type in QUANTISERS for node in self.file.proto.graph.node))
-
     @cached_property
     def shapes(self) -> Shapes:
         """Shapes of every value, at the sizes of the example inputs where there are any."""
@@ -174,12 +169,18 @@ class OnnxSubject(Subject):
         return _outputs(Runner(self.file, dtype=dtype, cache=False), inputs)
 
     def masked(
-        self, plan: Plan, kept: Mapping[str, Kept], inputs: Named, dtype: torch.dtype | None = None
+        self,
+        plan: Plan,
+        kept: Mapping[str, Kept],
+        inputs: Named,
+        dtype: torch.dtype | None = None,
+        *,
+        nudge: int | None = None,
     ) -> Outputs:
         """Outputs under masked semantics."""
         runner = Runner(self._substituted(plan), dtype=dtype, cache=False)
         with self._blaming(inputs):
-            return _outputs(runner, inputs, self._hook(plan, kept))
+            return _outputs(runner, inputs, self._hook(plan, kept, nudge))
 
     @contextmanager
     def _blaming(self, inputs: Named) -> Iterator[None]:
@@ -204,8 +205,8 @@ class OnnxSubject(Subject):
             protos[name] = replace_tensor(stored, name, actions.edit(name, self.file.tensor(name)), payloads)
         return self.file.derive(copy_proto(self.file.proto, protos), payloads)
 
-    def _hook(self, plan: Plan, kept: Mapping[str, Kept]) -> Hook:
-        masked = Masked(self.analysis.keeps(kept))
+    def _hook(self, plan: Plan, kept: Mapping[str, Kept], nudge: int | None = None) -> Hook:
+        masked = masking(self.analysis.keeps(kept), nudge)
         calls = {call.raw: call for call in self.view.calls}
         bypassed = {b.output: b.source for b in plan.of(Bypass)}
         remembered: dict[str, Any] = {}

@@ -34,6 +34,9 @@ class Moment:
 #: gives new values of weights, by name, in their stored shapes
 Update = Callable[[Moment], Mapping[str, torch.Tensor]]
 
+#: gives the outputs of a call in the original model and in the pruned, for every batch
+Visit = Callable[[Moment], tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]]
+
 
 @dataclass
 class Recovery:
@@ -62,24 +65,30 @@ class Recovery:
 
     def run(self, update: Update, what: str, last: Call | None = None) -> dict[str, torch.Tensor]:
         """Let ``update`` see every call, up to ``last``; all new values by weight."""
+
+        def visit(moment: Moment) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
+            self.values.update(update(moment))
+            originals = [s.run(s.operands) for s in moment.original]
+            pruned = [s.run(self.changed(s)) for s in moment.pruned]
+            for name in () if self.held else self._last.get(moment.call, ()):
+                self.values.pop(name, None)
+            return originals, pruned
+
+        return self.visited(visit, what, last)
+
+    def visited(self, visit: Visit, what: str, last: Call | None = None) -> dict[str, torch.Tensor]:
+        """Let ``visit`` compute every call, up to ``last``; all new values by weight."""
         subject, plan = self.statistics.subject, self.plan
         inputs = [self.statistics.inputs(batch) for batch in self.statistics.batches(what)]
         originals = [subject.stepping(i) for i in inputs] if self.beside else []
         pruned = [subject.stepping(i, plan=plan) for i in inputs]
 
-        def visit(call: Call, steps: Sequence[Step]) -> list[tuple[Any, ...]]:
-            moment = Moment(call, steps[: len(originals)], steps[len(originals) :])
-            self.values.update(update(moment))
-            outputs = [
-                *(s.run(s.operands) for s in moment.original),
-                *(s.run(self.changed(s)) for s in moment.pruned),
-            ]
-            for name in () if self.held else self._last.get(call, ()):
-                self.values.pop(name, None)
-            return outputs
+        def call(call: Call, steps: Sequence[Step]) -> list[tuple[Any, ...]]:
+            outputs = visit(Moment(call, steps[: len(originals)], steps[len(originals) :]))
+            return [*outputs[0], *outputs[1]]
 
         with torch.no_grad(), blaming():
-            lockstep([*originals, *pruned], visit, last=last)
+            lockstep([*originals, *pruned], call, last=last)
         return self.values
 
     @cached_property

@@ -157,7 +157,8 @@ class Runner:
         values = self._inputs(inputs)
         for step in self.program.steps:
             given = [self._lookup(name, values, step) if name else None for name in step.node.input]
-            outputs = yield step.node, step.index, given, partial(self._execute, step, self.program, values)
+            seen = dict(values) if self.program.bodies and subgraphs(step.node) else values
+            outputs = yield step.node, step.index, given, partial(self._execute, step, self.program, seen)
             for name, value in zip(step.node.output, outputs, strict=False):
                 if name:
                     values[name] = value

@@ -88,7 +88,8 @@ class ProgramRunner:
             elif self.dtype is not None and aten_name(node.target) == "_assert_tensor_metadata":
                 env[node] = None
             else:
-                env[node] = yield node, partial(self._default, node, env)
+                read = {used: env[used] for used in node.all_input_nodes}
+                env[node] = yield node, partial(self._default, node, read)
             if not keep_values:
                 for dead in self._last_use.get(node, ()):
                     env.pop(dead, None)

@@ -98,11 +98,18 @@ def _require_deterministic(subject: Subject, inputs: Any) -> None:
 
 
 def _reference(
-    subject: Subject, plan: Plan, kept: Mapping[str, Kept], inputs: Any, dtype: torch.dtype | None
+    subject: Subject,
+    plan: Plan,
+    kept: Mapping[str, Kept],
+    inputs: Any,
+    dtype: torch.dtype | None,
+    nudge: int | None = None,
 ) -> Outputs:
-    if plan.mode == "slim":
+    if plan.mode == "slim" and nudge is None:
         return [real(y) for y in subject.original(inputs, dtype)]
-    return [real(y) for y in subject.masked(plan, kept, inputs, dtype)]
+    if plan.mode == "slim":
+        plan, kept = Plan(plan.dialect), {}
+    return [real(y) for y in subject.masked(plan, kept, inputs, dtype, nudge=nudge)]
 
 
 def _status(
@@ -230,15 +237,16 @@ def _compare_own(subject: Subject, ours: Outputs, theirs: Outputs, wide: Outputs
 def _rounding(
     subject: Subject, plan: Plan, kept: Mapping[str, Kept], runs: Sequence[tuple[int, int]]
 ) -> Iterator[_Own]:
-    """How the masked original rounds, on inputs that are off by at most one unit in the last place.
+    """How the masked original rounds where what it reads is off by at most one unit in the last place.
 
-    It is compared with the reference on the very inputs: a result may err as much as that.
+    Its inputs are, and what each of its quantisers reads.  It is compared with the reference on the very
+    inputs: a result may err as much as that.
     """
     for seed, variant in runs:
         inputs, words = subject.inputs(seed, variant)
         wide = _reference(subject, plan, kept, inputs, torch.float64)
         for nudge in range(_NUDGES):
-            narrow = _reference(subject, plan, kept, _nudged(inputs, nudge), None)
+            narrow = _reference(subject, plan, kept, _nudged(inputs, nudge), None, nudge)
             yield from _compare_own(subject, narrow, narrow, wide, words)
 
 
