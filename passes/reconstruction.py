@@ -23,14 +23,18 @@ class Reconstruction(Pass):
 
     ``layers``: ``"cut"``, those that lost inputs, or ``"all"`` that follow.  ``towards``: the outputs of the
     ``"original"`` model, which makes up for earlier layers as well, or the layer's ``"own"``, had it lost
-    nothing, which is the safer one in deep language models.  ``damping``: how much an update
-    costs, as a share of the mean second moment of the inputs.  ``include`` and ``exclude``: name patterns of
-    weights or modules.  Needs calibration data; runs after the passes of a recipe that remove anything.
+    nothing, which is the safer one in deep language models.  ``rows``: all count alike (``"equal"``), or by
+    what is usual over the size of what the layer gives for them (``"relative"``), so that the few tokens with
+    massive activations in language models do not decide.  ``damping``: how much an update costs, as a share
+    of the mean second moment of the inputs; None finds it for every layer on one batch in eight, and leaves
+    a layer alone that no update does better on these.  ``include`` and ``exclude``: name patterns of weights
+    or modules.  Needs calibration data; runs after the passes of a recipe that remove anything.
     """
 
     layers: Literal["cut", "all"] = "cut"
     towards: Literal["original", "own"] = "original"
-    damping: float = 0.01
+    rows: Literal["equal", "relative"] = "equal"
+    damping: float | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     turn: ClassVar[int] = 2
@@ -40,20 +44,20 @@ class Reconstruction(Pass):
             raise InvalidOption(f"layers={self.layers!r}: give 'cut' or 'all'")
         if self.towards not in ("original", "own"):
             raise InvalidOption(f"towards={self.towards!r}: give 'original' or 'own'")
-        if not self.damping > 0:
-            raise InvalidOption(f"damping={self.damping!r}: give a positive share, such as 0.01")
+        if self.rows not in ("equal", "relative"):
+            raise InvalidOption(f"rows={self.rows!r}: give 'equal' or 'relative'")
+        if self.damping is not None and not self.damping > 0:
+            raise InvalidOption(f"damping={self.damping!r}: give a positive share, such as 0.01, or None")
         check_names(self.include, self.exclude)
 
     def choose(self, analysis: Analysis, saliency: Saliency | None = None) -> Choice:
         """New values of the layers."""
-        from sparsecc.recovery.least_squares import reconstruct
+        from sparsecc.recovery.least_squares import Options, reconstruct
 
         found = reconstruct(
             analysis,
             needed(saliency, type(self).__name__),
-            damping=self.damping,
-            everything=self.layers == "all",
-            own=self.towards == "own",
+            options=Options(self.damping, self.layers == "all", self.towards == "own", self.rows),
             include=self.include,
             exclude=self.exclude,
         )

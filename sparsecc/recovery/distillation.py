@@ -106,7 +106,9 @@ def distill(
             originals = pruned
         return originals, pruned
 
-    out.actions += written(recovery.visited(visit, "distillation, part by part"), analysis)
+    if training:
+        last = [region for region in found if region in training][-1].last
+        out.actions += written(recovery.visited(visit, "distillation, part by part", last), analysis)
     return out
 
 

@@ -3,13 +3,15 @@
 A layer computes ``W x + b`` in the original model and reads ``z``, of the positions that are left, in the
 pruned one.  The update minimises the mean over rows of ``|W x + b - W' z - b'|^2 + d |W' - W_S|^2``, W_S the
 weights of the positions that are left: He et al., "Channel Pruning" (2017), eq. 1 with fixed channels, with
-what the pruned model really reads, as in their section 3.2.
+what the pruned model really reads, as in their section 3.2.  How large d should be depends on how many rows
+there are; it is found on batches that are left out, and then all are used.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 
@@ -19,7 +21,8 @@ from sparsecc.calibration.readings import Reading
 from sparsecc.patterns.layers import layers
 from sparsecc.plan import Action, Skip
 from sparsecc.recovery.obs import factor
-from sparsecc.recovery.sequential import Moment, Recovery, first_moment, second_moment, written
+from sparsecc.recovery.sequential import Moment, Recovery, written
+from sparsecc.recovery.sums import Sums, equal, relative, sums
 from sparsecc.selection import selected
 
 
@@ -31,47 +34,79 @@ class Reconstructed:
     skips: list[Skip] = field(default_factory=list)
 
 
-def solve(
-    weight: torch.Tensor, cross: torch.Tensor, second: torch.Tensor, kept: torch.Tensor, damping: float
-) -> torch.Tensor:
-    """``W'`` [O, S] from W [O, K], the moments x.T z [K, S] and z.T z [S, S], and the kept columns of W.
+#: of x and of z
+Means = tuple[torch.Tensor, torch.Tensor]
 
-    ``damping``: d, as a share of the mean diagonal of z.T z.
+#: what d is chosen from, as a share of the mean diagonal of z.T z
+DAMPINGS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+#: d where there is but one batch
+_ALONE = 0.1
+
+
+def solve(
+    weight: torch.Tensor, sums: Sums, kept: torch.Tensor, damping: float, centred: bool
+) -> torch.Tensor:
+    """``W'`` [G, O, S] from W [G, O, K], and the kept columns of W.
+
+    ``damping``: d, as a share of the mean diagonal of z.T z.  ``centred``: a bias takes up the means.
     """
-    extra = damping * second.diagonal().mean()
-    extra = torch.where(extra > 0, extra, torch.ones_like(extra))
-    right = weight @ cross + extra * weight[:, kept]
-    lower = factor(second + extra * torch.eye(len(second), dtype=second.dtype))
-    return torch.cholesky_solve(right.T, lower).T
+    cross, second = sums.about(*sums.means) if centred else (sums.cross, sums.second)
+    extra = damping * second.diagonal(dim1=1, dim2=2).mean(1)
+    extra = torch.where(extra > 0, extra, torch.ones_like(extra))[:, None, None]
+    right = weight @ cross + extra * weight[:, :, kept]
+    damped = second + extra * torch.eye(second.shape[1], dtype=second.dtype)
+    lowers = torch.stack([factor(matrix) for matrix in damped])
+    return torch.cholesky_solve(right.transpose(1, 2), lowers).transpose(1, 2)
+
+
+def loss(weight: torch.Tensor, new: torch.Tensor, sums: Sums, means: Means | None) -> float:
+    """Squared error over the rows of ``sums``, less a number that does not depend on ``new``."""
+    cross, second = (sums.cross, sums.second) if means is None else sums.about(*means)
+    return float((new @ second * new).sum() - 2 * (weight @ cross * new).sum())
+
+
+@dataclass(frozen=True)
+class Options:
+    """``everything``: also layers that lost no inputs.  ``damping``: d; None finds it.
+
+    ``own``: x is what the layer would read in the pruned model, had it not lost inputs, instead of what it
+    reads in the original one: then nothing is made up for but the layer's own loss.  ``rows``: whether all
+    count alike, or relative to what the layer gives for them.
+    """
+
+    damping: float | None = None
+    everything: bool = False
+    own: bool = False
+    rows: Literal["equal", "relative"] = "equal"
 
 
 def reconstruct(
     analysis: Analysis,
     statistics: Statistics,
     *,
-    damping: float,
-    everything: bool,
-    own: bool = False,
+    options: Options,
     include: tuple[str, ...] = (),
     exclude: tuple[str, ...] = (),
 ) -> Reconstructed:
-    """Update layers in the order in which they run; ``everything``: also those that lost no inputs.
-
-    ``own``: x is what the layer would read in the pruned model, had it not lost inputs, instead of what it
-    reads in the original one: then nothing is made up for but the layer's own loss.
-    """
+    """Update layers in the order in which they run."""
     out = Reconstructed()
-    recovery = Recovery(statistics, analysis, beside=not own)
-    targets = _targets(recovery, include, exclude, everything, out)
+    recovery = Recovery(statistics, analysis, beside=not options.own)
+    targets = _targets(recovery, include, exclude, options.everything, out)
 
     def update(moment: Moment) -> Mapping[str, torch.Tensor]:
         new: dict[str, torch.Tensor] = {}
         for reading in statistics.readings.at.get(moment.call, ()):
             if reading.weight in targets and reading.weight not in recovery.values:
-                new.update(_updated(recovery, reading, moment, damping))
+                found = _updated(recovery, reading, moment, options)
+                if isinstance(found, str):
+                    out.skips.append(Skip(reading.weight, found))
+                else:
+                    new.update(found)
         return new
 
-    out.actions += written(recovery.run(update, "reconstruction, layer by layer"), analysis)
+    if targets:
+        last = recovery.last_reader(targets)
+        out.actions += written(recovery.run(update, "reconstruction, layer by layer", last), analysis)
     return out
 
 
@@ -103,32 +138,40 @@ def _targets(
     return found
 
 
-def _updated(recovery: Recovery, reading: Reading, moment: Moment, damping: float) -> dict[str, torch.Tensor]:
+def _updated(
+    recovery: Recovery, reading: Reading, moment: Moment, options: Options
+) -> dict[str, torch.Tensor] | str:
+    """New values of a layer, or why it keeps those that it has."""
     weight = recovery.current(reading.weight)
-    shape = weight.shape
     matrix = reading.matrix(weight)
-    columns = _columns(recovery, reading, shape)
+    columns = _columns(recovery, reading, weight.shape)
     towards = moment.original or moment.pruned
-    whole = second_moment(reading, moment.pruned, moment.pruned).to(weight.dtype)
-    second = whole[:, columns][:, :, columns]
-    if towards is not moment.pruned:
-        whole = second_moment(reading, towards, moment.pruned).to(weight.dtype)
-    cross = whole[:, :, columns]
     bias = _bias(recovery, reading)
-    if bias is not None:
-        x, count = first_moment(reading, towards)
-        z, _ = first_moment(reading, moment.pruned)
-        x, z = (x / count).to(weight.dtype), (z[:, columns] / count).to(weight.dtype)
-        cross = cross - count * x[:, :, None] * z[:, None, :]
-        second = second - count * z[:, :, None] * z[:, None, :]
+    weigh = relative(reading, matrix, towards) if options.rows == "relative" else equal
+    held = -(-len(moment.pruned) // 8) if options.damping is None and len(moment.pruned) > 1 else 0
+    shown = len(moment.pruned) - held
+    total = sums(reading, towards[:shown], moment.pruned[:shown], columns, weigh).to(weight.dtype)
+    damping = _ALONE if options.damping is None else options.damping
+    if held:
+        others = sums(reading, towards[shown:], moment.pruned[shown:], columns, weigh).to(weight.dtype)
+        means = None if bias is None else total.means
+        bare = loss(matrix, matrix[:, :, columns], others, means)
+        losses = {
+            d: loss(matrix, solve(matrix, total, columns, d, bias is not None), others, means)
+            for d in DAMPINGS
+        }
+        damping = min(DAMPINGS, key=losses.__getitem__)
+        if not losses[damping] < bare:
+            return "no update of it does better on batches that are left out"
+        total = total + others
+    found = solve(matrix, total, columns, damping, bias is not None)
     new = matrix.clone()
-    for group in range(len(matrix)):
-        found = solve(matrix[group], cross[group], second[group], columns, damping)
-        new[group][:, columns] = found
-    values = {reading.weight: reading.stored(new, shape).contiguous()}
+    new[:, :, columns] = found
+    values = {reading.weight: reading.stored(new, weight.shape).contiguous()}
     if bias is not None:
+        x, z = total.means
         before = recovery.current(bias)
-        moved = (matrix @ x[:, :, None] - new[:, :, columns] @ z[:, :, None]).reshape(before.shape)
+        moved = (matrix @ x[:, :, None] - found @ z[:, :, None]).reshape(before.shape)
         values[bias] = before + moved
     return values
 

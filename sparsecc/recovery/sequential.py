@@ -150,28 +150,6 @@ def summed(reading: Reading, steps: Sequence[Step], name: str) -> torch.Tensor:
     return total
 
 
-def second_moment(reading: Reading, left: Sequence[Step], right: Sequence[Step]) -> torch.Tensor:
-    """Sum over batches of x.T y, ``[G, K, K]``, x and y the rows that a reading has in the two."""
-    total: torch.Tensor | None = None
-    if left is right:
-        return summed(reading, left, "hessian")
-    for a, b in zip(left, right, strict=True):
-        part = _wide(reading.rows(a)).transpose(1, 2) @ _wide(reading.rows(b))
-        total = part if total is None else total.add_(part)
-    assert total is not None
-    return total
-
-
-def first_moment(reading: Reading, steps: Sequence[Step]) -> tuple[torch.Tensor, int]:
-    """Sum of the rows, ``[G, K]``, and their number."""
-    rows = [_wide(reading.rows(s)) for s in steps]
-    return torch.stack([r.sum(1) for r in rows]).sum(0), sum(r.shape[1] for r in rows)
-
-
-def _wide(x: torch.Tensor) -> torch.Tensor:
-    return x if x.dtype == torch.float64 else x.float()
-
-
 def written(values: Mapping[str, torch.Tensor], analysis: Analysis) -> Iterator[Action]:
     """Actions that put values in the place of weights."""
     for name, value in values.items():
