@@ -90,8 +90,8 @@ neighbouring runs, and its quartiles. Differences under 10 % mean nothing. Rows 
 older; `python -m benchmarks.accuracy --fresh` measures them again.
 
 In the plots a line joins one recipe at several strengths, round marks are channels or neurons that are
-gone, squares zeros in weights that stay; the dotted line is the dense model. Bars in the right-hand plot
-are quartiles.
+gone, squares zeros in weights that stay; the dense model is where the dotted lines cross. Bars in the
+right-hand plot are quartiles.
 
 Calibration data are never in what is scored: training images for ResNet-20 and the VGG, text between the
 parts of articles that are scored for MiniLM, other articles for SmolLM2, other rendered lines for the

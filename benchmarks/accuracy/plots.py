@@ -25,8 +25,8 @@ COLOURS = {
 }
 #: field of a row -> what the axis says
 AXES = {
-    "weights": "weights that are not zero, share of dense",
-    "macs": "MACs with them, share of dense",
+    "weights": "weights left, without zeros, share of dense",
+    "macs": "MACs left, without zeros, share of dense",
     "time": "measured latency, share of dense",
 }
 #: saliencies that read nothing but weights
@@ -111,6 +111,8 @@ def picture(model: str, found: list[Point], dense: Mapping[str, float], file: Pa
         for name in dict.fromkeys(p.curve for p in found):
             curve = sorted((p for p in found if p.curve == name), key=lambda p: p.weights)
             _curve(plot, field, curve)
+        plot.axvline(1, color="black", linestyle=":", linewidth=1)
+        plot.set_xlim(0, 1.1 * max(1, *(getattr(p, field) for p in found)))
         plot.set_xlabel(label)
         plot.grid(alpha=0.3)
     plots[0].set_ylabel(entry.metric + ("" if entry.better == "higher" else " (lower is better)"))
