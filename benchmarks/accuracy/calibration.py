@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from benchmarks.datasets import fashion_mnist, wikipedia
-from benchmarks.tasks import language, ocr_rec, ocr_text, sentences
+from benchmarks.datasets import fashion_mnist, other_photographs, wikipedia
+from benchmarks.tasks import imagenet, language, ocr_rec, ocr_text, sentences, vad
 from sparsecc.calibration import CalibrationData
 
 
@@ -79,10 +79,26 @@ def recogniser(count: int) -> CalibrationData:
     return CalibrationData(found)
 
 
+def photographs(count: int) -> CalibrationData:
+    """Batches of five crops, one of each photograph that is not scored; without labels."""
+    found = imagenet.cut(other_photographs(), count, 1).unflatten(0, (-1, count))
+    return CalibrationData([(batch,) for batch in found.unbind(1)])
+
+
+def speech(count: int) -> CalibrationData:
+    """Blocks of 128 frames of people who name playing cards, with noise between them."""
+    frames = torch.from_numpy(vad.track("cards", 1).frames)
+    state = torch.from_numpy(vad.no_state())
+    return CalibrationData([{"input": b, "h": state, "c": state} for b in frames.split(128)[:count]])
+
+
 #: model -> calibration data of so many batches
 CALIBRATION: dict[str, Callable[[int], CalibrationData]] = {
     "resnet20": fashion,
+    "vgg": fashion,
+    "efficientnet_lite0": photographs,
     "minilm": mini_lm,
     "smollm2": smol_lm2,
     "ppocr_rec": recogniser,
+    "silero_vad": speech,
 }

@@ -23,7 +23,10 @@ class Experiment:
 
 _HEAD = "exclude=('*lm_head*',)"
 _FFN = "ChannelPruning(sparsity=0.25, include=('*gate_proj*',), residual=False)"
-_INNER = "ChannelPruning(sparsity=0.25, residual=False)"
+_CHANNELS = "ChannelPruning(sparsity={}, residual=False)"
+_INNER = _CHANNELS.format(0.25)
+#: the fixed Fourier basis of the voice detector
+_BASIS = "exclude=('stft',)"
 
 EXPERIMENTS: tuple[Experiment, ...] = (
     # -- ResNet-20
@@ -40,11 +43,20 @@ EXPERIMENTS: tuple[Experiment, ...] = (
         "SparseGPT(pattern='2:4', permute=True); BatchNormReestimation()", "wanda", 4,
     ),
     Experiment("resnet20", "50 %, magnitude", "ElementPruning(sparsity=0.5)"),
+    Experiment(
+        "resnet20", "50 %, SparseGPT, norms re-estimated",
+        "SparseGPT(sparsity=0.5); BatchNormReestimation()", batches=4,
+    ),
     Experiment("resnet20", "70 %, magnitude", "ElementPruning(sparsity=0.7)"),
     Experiment("resnet20", "70 %, SparseGPT", "SparseGPT(sparsity=0.7)", batches=4),
     Experiment(
         "resnet20", "70 %, SparseGPT, norms re-estimated",
         "SparseGPT(sparsity=0.7); BatchNormReestimation()", batches=4,
+    ),
+    Experiment("resnet20", "90 %, magnitude", "ElementPruning(sparsity=0.9)"),
+    Experiment(
+        "resnet20", "90 %, SparseGPT, norms re-estimated",
+        "SparseGPT(sparsity=0.9); BatchNormReestimation()", batches=4,
     ),
     Experiment("resnet20", "25 % of inner channels, L2", _INNER),
     Experiment("resnet20", "25 % of inner channels, Wanda", _INNER, "wanda", 4),
@@ -58,6 +70,47 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     Experiment(
         "resnet20", "the same, OBS, least squares, norms",
         f"{_INNER}; Reconstruction(layers='all'); BatchNormReestimation()", "obs", 4,
+    ),
+    Experiment("resnet20", "10 % of inner channels, L2", _CHANNELS.format(0.1)),
+    Experiment(
+        "resnet20", "10 % of inner channels, OBS, least squares",
+        f"{_CHANNELS.format(0.1)}; Reconstruction()", "obs", 4,
+    ),
+    Experiment("resnet20", "50 % of inner channels, L2", _CHANNELS.format(0.5)),
+    Experiment(
+        "resnet20", "50 % of inner channels, OBS, least squares",
+        f"{_CHANNELS.format(0.5)}; Reconstruction()", "obs", 4,
+    ),
+    # -- VGG
+    Experiment("vgg", "2:4, magnitude", "NMPattern()"),
+    Experiment(
+        "vgg", "2:4, SparseGPT, norms re-estimated",
+        "SparseGPT(pattern='2:4'); BatchNormReestimation()", batches=4,
+    ),
+    Experiment("vgg", "25 % of channels, L2", _CHANNELS.format(0.25)),
+    Experiment("vgg", "25 % of channels, OBS", _CHANNELS.format(0.25), "obs", 4),
+    Experiment(
+        "vgg", "25 % of channels, OBS, least squares",
+        f"{_CHANNELS.format(0.25)}; Reconstruction()", "obs", 4,
+    ),
+    Experiment("vgg", "50 % of channels, L2", _CHANNELS.format(0.5)),
+    Experiment("vgg", "50 % of channels, OBS", _CHANNELS.format(0.5), "obs", 4),
+    Experiment(
+        "vgg", "50 % of channels, OBS, least squares",
+        f"{_CHANNELS.format(0.5)}; Reconstruction()", "obs", 4,
+    ),
+    # -- EfficientNet-Lite0
+    Experiment("efficientnet_lite0", "30 %, magnitude", "ElementPruning(sparsity=0.3)"),
+    Experiment("efficientnet_lite0", "30 %, SparseGPT", "SparseGPT(sparsity=0.3)", batches=8),
+    Experiment("efficientnet_lite0", "2:4, SparseGPT", "SparseGPT(pattern='2:4')", batches=8),
+    Experiment(
+        "efficientnet_lite0", "2:4, SparseGPT, norms re-estimated",
+        "SparseGPT(pattern='2:4'); BatchNormReestimation()", batches=8,
+    ),
+    Experiment("efficientnet_lite0", "10 % of inner channels, L2", _CHANNELS.format(0.1)),
+    Experiment(
+        "efficientnet_lite0", "10 % of inner channels, OBS, least squares",
+        f"{_CHANNELS.format(0.1)}; Reconstruction()", "obs", 8,
     ),
     # -- MiniLM
     Experiment("minilm", "2:4, magnitude", "NMPattern()"),
@@ -73,12 +126,29 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     Experiment("minilm", "25 % of neurons, L2", _INNER),
     Experiment("minilm", "25 % of neurons, Wanda", _INNER, "wanda", 16),
     Experiment("minilm", "25 % of neurons, OBS, least squares", f"{_INNER}; Reconstruction()", "obs", 16),
+    Experiment(
+        "minilm", "50 % of neurons, OBS, least squares",
+        f"{_CHANNELS.format(0.5)}; Reconstruction()", "obs", 16,
+    ),
     # -- PP-OCR
     Experiment("ppocr_rec", "30 %, magnitude", "ElementPruning(sparsity=0.3)"),
     Experiment("ppocr_rec", "30 %, Wanda", "Wanda(sparsity=0.3)", batches=32),
     Experiment("ppocr_rec", "30 %, SparseGPT", "SparseGPT(sparsity=0.3)", batches=32),
     Experiment("ppocr_rec", "2:4, magnitude", "NMPattern()"),
     Experiment("ppocr_rec", "2:4, SparseGPT", "SparseGPT(pattern='2:4')", batches=32),
+    # -- Silero VAD
+    Experiment("silero_vad", "50 %, magnitude", f"ElementPruning(sparsity=0.5, {_BASIS})"),
+    Experiment("silero_vad", "50 %, SparseGPT", f"SparseGPT(sparsity=0.5, {_BASIS})", batches=4),
+    Experiment("silero_vad", "2:4, SparseGPT", f"SparseGPT(pattern='2:4', {_BASIS})", batches=4),
+    Experiment("silero_vad", "25 % of channels, L2", f"ChannelPruning(sparsity=0.25, {_BASIS})"),
+    Experiment(
+        "silero_vad", "25 % of channels, OBS, least squares",
+        f"ChannelPruning(sparsity=0.25, {_BASIS}); Reconstruction()", "obs", 4,
+    ),
+    Experiment(
+        "silero_vad", "50 % of channels, OBS, least squares",
+        f"ChannelPruning(sparsity=0.5, {_BASIS}); Reconstruction()", "obs", 4,
+    ),
     # -- SmolLM2
     Experiment("smollm2", "50 %, magnitude", f"ElementPruning(sparsity=0.5, {_HEAD})"),
     Experiment("smollm2", "50 %, Wanda", f"Wanda(sparsity=0.5, {_HEAD})", batches=16),

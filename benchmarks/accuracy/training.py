@@ -26,7 +26,7 @@ from benchmarks.accuracy.calibration import fashion
 from benchmarks.accuracy.store import load, save
 from benchmarks.datasets import fashion_mnist
 from benchmarks.resnet20 import count_correct, load_resnet20
-from benchmarks.train_resnet20 import augment
+from benchmarks.train_fashion import augment, autocast
 
 SEEDS = (0, 1, 2)
 BATCH = 128
@@ -129,7 +129,7 @@ def trained(training: Training, seed: int) -> float:
     for step in range(training.steps):
         chosen = order[step * BATCH : (step + 1) * BATCH]
         inputs = augment(images[chosen]).contiguous(memory_format=torch.channels_last)
-        with torch.autocast("cpu", torch.bfloat16, enabled=torch.cpu._is_avx512_bf16_supported()):
+        with autocast():
             loss = F.cross_entropy(model(inputs), labels[chosen].long())
         optimizer.zero_grad()
         loss.backward()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import cache
 
 import torch
+from torch import nn
 
 from benchmarks.datasets import fashion_mnist
 from benchmarks.resnet20 import load_resnet20
@@ -21,9 +22,14 @@ def test_set() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def load() -> Loaded:
-    """The network whose weights lie in this repository; needs no data."""
+    """ResNet-20, whose weights lie in this repository; needs no data."""
+    return loaded(load_resnet20())
+
+
+def loaded(model: nn.Module) -> Loaded:
+    """A network with an example of two images of noise."""
     generator = torch.Generator().manual_seed(0)
-    return Loaded(load_resnet20(), (torch.randn(2, 1, 28, 28, generator=generator),))
+    return Loaded(model, (torch.randn(2, 1, 28, 28, generator=generator),))
 
 
 def score(predict: Predict) -> Scores:

@@ -36,11 +36,16 @@ def crop(photo: Image.Image, rng: np.random.Generator) -> Floats:
     return scaled.transpose(2, 0, 1).astype(np.float32)
 
 
+def cut(photos: list[Image.Image], count: int, seed: int) -> torch.Tensor:
+    """``images[N,3,224,224]``: so many crops of each photograph."""
+    rng = np.random.default_rng(seed)
+    return torch.from_numpy(np.stack([crop(p, rng) for p in photos for _ in range(count)]))
+
+
 @cache
 def crops() -> torch.Tensor:
-    """``images[N,3,224,224]``, the same ones every time."""
-    rng = np.random.default_rng(0)
-    return torch.from_numpy(np.stack([crop(p, rng) for p in photographs() for _ in range(CROPS_PER_PHOTO)]))
+    """The images that are scored, the same ones every time."""
+    return cut(photographs(), CROPS_PER_PHOTO, 0)
 
 
 @cache

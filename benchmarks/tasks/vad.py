@@ -6,13 +6,13 @@ The labels come from the loudness of the clean recording; frames in between are 
 from __future__ import annotations
 
 from functools import cache
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from benchmarks import data
-from benchmarks.datasets import RATE_HZ, Floats, librivox
+from benchmarks.datasets import RATE_HZ, Floats, recordings
 from benchmarks.tasks.common import Loaded, Predict, Scores, outputs
 
 MODEL = "silero_vad/data/silero_vad_16k_sequence.onnx"
@@ -53,12 +53,12 @@ def frame_label(samples: Labels) -> int:
 
 
 @cache
-def track() -> Track:
-    """The recordings, each after two seconds of noise, cut into frames."""
-    rng = np.random.default_rng(0)
+def track(name: Literal["librivox", "cards"] = "librivox", seed: int = 0) -> Track:
+    """Recordings, each after two seconds of noise, cut into frames; the default is what is scored."""
+    rng = np.random.default_rng(seed)
     sounds: list[Floats] = []
     labels: list[Labels] = []
-    for speech in librivox():
+    for speech in recordings(name):
         noise = rng.normal(0, NOISE_RMS, PAUSE_S * RATE_HZ).astype(np.float32)
         sounds += [noise, speech]
         labels += [np.zeros(len(noise), np.int8), sample_labels(speech)]
@@ -70,9 +70,14 @@ def track() -> Track:
     return Track(np.hstack([context, frames]), per_frame)
 
 
+def no_state() -> Floats:
+    """The hidden or cell state before the first frame."""
+    return np.zeros((1, 1, HIDDEN), np.float32)
+
+
 def probabilities(predict: Predict) -> Floats:
     """The probability of speech in each frame, the state carried from block to block."""
-    hidden, cell = np.zeros((1, 1, HIDDEN), np.float32), np.zeros((1, 1, HIDDEN), np.float32)
+    hidden, cell = no_state(), no_state()
     found = []
     frames = track().frames
     for start in range(0, len(frames), BLOCK_FRAMES):
@@ -90,8 +95,7 @@ def dense_decisions() -> npt.NDArray[np.bool_]:
 
 def load() -> Loaded:
     """The published network; the example is a second of speech."""
-    state = np.zeros((1, 1, HIDDEN), np.float32)
-    example = {"input": track().frames[64:96], "h": state, "c": state.copy()}
+    example = {"input": track().frames[64:96], "h": no_state(), "c": no_state()}
     return Loaded(data.path("silero-vad", MODEL), example)
 
 

@@ -118,17 +118,24 @@ class Reading:
         return int(step.operands[self.place].dim() - step.operands[self.operand].dim() + 1)
 
     def _patches(self, step: Step, x: torch.Tensor) -> torch.Tensor:
-        """The patches as channels of a result: the convolution itself, with one weight in every kernel."""
+        """The patches as channels of a result: the convolution itself, with one weight in every kernel.
+
+        It has as many kernels as the original, and runs as often as it takes: masks of its results fit then.
+        """
         w: torch.Tensor = step.operands[self.operand]
-        size = w[0].numel()
-        kernels = torch.eye(size, dtype=x.dtype, device=x.device).repeat(self.groups, 1)
-        kernels = kernels.reshape(self.groups * size, *w.shape[1:])
+        size, width = w[0].numel(), len(w) // self.groups
+        at = self._channel(step)
         operands = list(step.operands)
-        operands[self.place], operands[self.operand] = x, kernels
         for place, value in enumerate(operands):
             if place not in (self.place, self.operand) and value is not None:
-                operands[place] = torch.zeros(len(kernels), dtype=x.dtype, device=x.device)
-        return step.run(operands)[0]  # type: ignore[no-any-return]
+                operands[place] = torch.zeros(len(w), dtype=x.dtype, device=x.device)
+        operands[self.place] = x
+        parts = []
+        rows = -(-size // width) * width
+        for kernels in torch.eye(rows, size, dtype=x.dtype, device=x.device).split(width):
+            operands[self.operand] = kernels.repeat(self.groups, 1).reshape(w.shape)
+            parts.append(step.run(list(operands))[0].unflatten(at, (self.groups, width)))
+        return torch.cat(parts, at + 1).narrow(at + 1, 0, size).flatten(at, at + 1)
 
 
 @dataclass(frozen=True, eq=False)
