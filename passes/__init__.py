@@ -13,6 +13,7 @@ from sparsecc.passes.channel import ChannelPruning
 from sparsecc.passes.dead_channels import DeadChannelElimination
 from sparsecc.passes.depth import DepthPruning
 from sparsecc.passes.element import ElementPruning
+from sparsecc.passes.expert import ExpertPruning
 from sparsecc.passes.head import HeadPruning
 from sparsecc.passes.kernel import KernelPruning
 from sparsecc.passes.layerwise import SparseGPT, Wanda
@@ -27,6 +28,7 @@ PASSES: dict[str, type[Pass]] = {
     for p in (
         ChannelPruning,
         HeadPruning,
+        ExpertPruning,
         DepthPruning,
         DeadChannelElimination,
         NMPattern,
@@ -70,6 +72,7 @@ __all__ = [
     "DeadChannelElimination",
     "DepthPruning",
     "ElementPruning",
+    "ExpertPruning",
     "HeadPruning",
     "KernelPruning",
     "NMPattern",

@@ -30,9 +30,9 @@ def load_checkpoint(
     """The pruned model that a folder holds, where no ``config.json`` describes it.
 
     ``model`` is made as the original was, inside ``parameters_on_meta()``; it is left as it was.  It comes
-    back as its class, or, where that cannot express the plan, as its graph: ``example_inputs`` are needed then.
-    Raises InvalidOption where they are missing, InvalidModel where the folder lacks the plan or weights,
-    PlanConflict where ``model`` is not what was pruned.
+    back as its class, or, where that cannot express the plan, as its graph, for which ``example_inputs`` are
+    needed.  Raises InvalidOption where they are missing, InvalidModel where the folder lacks the plan or
+    weights, PlanConflict where ``model`` is not what was pruned.
     """
     shards = Shards(folder)
     plan = Plan.load(Path(folder) / PLAN)

@@ -315,7 +315,7 @@ def _changes(call: Call, shape: SetShape | None, attrs: dict[str, Any]) -> Itera
                 continue
             if size is not None or old not in source:
                 yield old, old if size is None else size
-    for name in ("groups", "repeats"):
+    for name in ("groups", "repeats", "num_classes", "bins"):
         if name in attrs:
             old_value = bind(call.raw).get("num_groups" if call.op == "group_norm" else name)
             if isinstance(old_value, int):
