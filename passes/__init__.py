@@ -14,6 +14,7 @@ from sparsecc.passes.dead_channels import DeadChannelElimination
 from sparsecc.passes.depth import DepthPruning
 from sparsecc.passes.distillation import Distillation
 from sparsecc.passes.element import ElementPruning
+from sparsecc.passes.expert import ExpertPruning
 from sparsecc.passes.head import HeadPruning
 from sparsecc.passes.kernel import KernelPruning
 from sparsecc.passes.layerwise import SparseGPT, Wanda
@@ -28,6 +29,7 @@ PASSES: dict[str, type[Pass]] = {
     for p in (
         ChannelPruning,
         HeadPruning,
+        ExpertPruning,
         DepthPruning,
         DeadChannelElimination,
         NMPattern,
@@ -73,6 +75,7 @@ __all__ = [
     "DepthPruning",
     "Distillation",
     "ElementPruning",
+    "ExpertPruning",
     "HeadPruning",
     "KernelPruning",
     "NMPattern",

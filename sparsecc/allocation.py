@@ -88,18 +88,22 @@ def _counts(
 ) -> dict[str, int]:
     """How many positions every group keeps; one group alone loses its share."""
     if len(groups) == 1:
-        size = groups[0].size
-        return {groups[0].name: keep_count(size, sparsity, multiple_of=multiple_of, min_keep=min_keep)}
+        least = max(min_keep, groups[0].least)
+        count = keep_count(groups[0].size, sparsity, multiple_of=multiple_of, min_keep=least)
+        return {groups[0].name: count}
     removable = []
     for group in groups:
         ranked = np.sort(scores[group.name], kind="stable")
-        spare = group.size - keep_count(group.size, 1 - 1e-12, multiple_of=multiple_of, min_keep=min_keep)
+        least = max(min_keep, group.least)
+        spare = group.size - keep_count(group.size, 1 - 1e-12, multiple_of=multiple_of, min_keep=least)
         removable.append(ranked[:spare])
     owner = np.repeat(np.arange(len(groups)), [len(r) for r in removable])
     order = np.argsort(np.concatenate(removable), kind="stable")
     budget = int(np.floor(sum(g.size for g in groups) * sparsity + 1e-9))
     removed = np.bincount(owner[order[:budget]], minlength=len(groups))
     return {
-        g.name: keep_count(g.size, removed[i] / g.size, multiple_of=multiple_of, min_keep=min_keep)
+        g.name: keep_count(
+            g.size, removed[i] / g.size, multiple_of=multiple_of, min_keep=max(min_keep, g.least)
+        )
         for i, g in enumerate(groups)
     }

@@ -69,8 +69,11 @@ def _check_kept(group: Group, kept: npt.NDArray[Any]) -> None:
     name, size = group.name, group.size
     if kept.dtype == np.bool_ and len(kept) != size:
         raise InvalidOption(f"{name}: a mask of {len(kept)} for a group of {size}")
-    if not (kept.any() if kept.dtype == np.bool_ else len(kept)):
+    count = int(kept.sum()) if kept.dtype == np.bool_ else len(kept)
+    if not count:
         raise InvalidOption(f"{name}: at least one position must stay")
+    if count < group.least:
+        raise InvalidOption(f"{name}: {group.least} of its positions are picked, and {count} would stay")
     if kept.dtype == np.bool_:
         return
     if len(np.unique(kept)) != len(kept) or kept.min() < 0 or kept.max() >= size:

@@ -35,6 +35,7 @@ DIFFERENT = {
     "channels_by_index": "the exporter computes the indices from the buffer",
     "message_passing": "the exporter computes the positions that ScatterElements adds to",
     "writes_through_views": "the exporter writes by ScatterND",
+    "stacked_experts": "positions that TopK finds are followed in PyTorch graphs only",
 }
 
 

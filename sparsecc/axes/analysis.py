@@ -38,7 +38,7 @@ from sparsecc.graph import Call, Value, View
 from sparsecc.memory import without_collecting
 from sparsecc.plan import Action
 
-GroupKind = Literal["channel", "head", "head_dim"]
+GroupKind = Literal["channel", "head", "head_dim", "expert"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Group:
     """Positions that can only be removed together, in every parameter that holds them.
 
     ``residual``: later layers write to positions that earlier layers have read already (residual sums,
-    squeeze-and-excitation gates).
+    squeeze-and-excitation gates).  ``least``: how many have to stay (a router picks that many).
     """
 
     name: str
@@ -66,6 +66,7 @@ class Group:
     members: tuple[Member, ...]
     term: Term = field(repr=False, compare=False)
     residual: bool = False
+    least: int = 1
 
     def __str__(self) -> str:
         return f"{self.name}: {self.size} {self.kind} positions in {', '.join(map(str, self.members))}"
@@ -189,13 +190,24 @@ class Analysis:
         kinds = self._kinds()
         residual = self._residual()
         groups = [
-            Group(names[t], t.size, kinds.get(t, "channel"), tuple(found), t, t in residual)
+            Group(
+                names[t],
+                t.size,
+                kinds.get(t, "channel"),
+                tuple(found),
+                t,
+                t in residual,
+                self.solver.places.least(t),
+            )
             for t, found in members.items()
         ]
         return groups, frozen
 
     def _kinds(self) -> dict[Term, GroupKind]:
-        """Heads are free batch positions of products of activations; head dims run inside them."""
+        """Heads are free batch positions of products of activations; head dims run inside them.
+
+        Experts are matrices in one parameter, among which a router chooses or weighs.
+        """
         kinds: dict[Term, GroupKind] = {}
         for note in self.solver.attentions:
             heads = [a for t in note.batch for a in self._atoms(t) if a.frozen is None and a.size > 1]
@@ -205,7 +217,21 @@ class Analysis:
                 kinds.setdefault(inner, "head_dim")
             for head in heads:
                 kinds[head] = "head"
+        kinds.update(dict.fromkeys(self.solver.places.experts(self.view, self.solver.axes), "expert"))
         return kinds
+
+    @cached_property
+    def routers(self) -> frozenset[tuple[str, int]]:
+        """(weight, axis) of parameters that hold positions which a router picks or weighs."""
+        places = self.solver.places
+        routed = {a for t in (*(r.term for r in places.routes), *places.shares) for a in self._atoms(t)}
+        return frozenset(
+            (name, axis)
+            for name, value in self.view.weights.items()
+            if name in self.view.parameters
+            for axis, term in enumerate(self.solver.axes[value])
+            if routed.intersection(self._atoms(term))
+        )
 
     def _residual(self) -> set[Term]:
         """Atoms that some contraction reads before another one writes them."""

@@ -37,7 +37,7 @@ def gather_elements(s: Solver, c: Call) -> list[Term]:
     dim = c.attrs["dim"] % len(x)
     for d, (mine, theirs) in enumerate(zip(x, indices, strict=True)):
         if d == dim:
-            s.freeze(mine, "indexed", "looks up positions of this axis")
+            _follow(s, c, mine, "looks up positions of this axis")
         elif _size(mine) == _size(theirs):
             s.equal(mine, theirs)
         else:  # entry i of the indices reads at i, so neither may lose positions
@@ -49,8 +49,20 @@ def gather_elements(s: Solver, c: Call) -> list[Term]:
 def scatter_elements(s: Solver, c: Call) -> list[Term]:
     """x[*A,D,*B] indices[*A,I,*B] (updates[*A,I,*B]) -> y[*A,D,*B]"""
     axes = [s.of(c, i) for i in range(len(c.inputs)) if s.has(c, i)]
-    _beside(s, axes, c.attrs["dim"] % len(axes[0]), "writes to positions of this axis")
+    dim, text = c.attrs["dim"] % len(axes[0]), "writes to positions of this axis"
+    _follow(s, c, axes[0][dim], text)
+    _freeze_all(s, (a[dim] for a in axes[1:]), text)
+    _beside(s, [(*a[:dim], *a[dim + 1 :]) for a in axes], -1, text)
     return list(axes[0])
+
+
+def _follow(s: Solver, c: Call, term: Term, text: str) -> None:
+    """Positions that are found while the model runs follow the axis; any others pin it."""
+    held = s.places.followed(c, 1)
+    if held is not None and _size(held) == _size(term):
+        s.equal(term, held)
+        return
+    _freeze_all(s, (term,) if held is None else (term, held), text)
 
 
 @rule("index_write")

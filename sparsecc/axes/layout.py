@@ -277,7 +277,7 @@ def index(s: Solver, c: Call) -> list[Term]:
     dim = c.attrs["dim"] % len(x)
     chosen = s.known(c, 1) if len(indices) == 1 and not s.varies(x[dim]) else None
     if chosen is None:
-        s.freeze(x[dim], "indexed", "looks up positions of this axis")
+        _look_up(s, c, x[dim])
         return [*x[:dim], *indices, *x[dim + 1 :]]
     size = resolve(x[dim]).size
     if not ((chosen >= -size) & (chosen < size)).all():
@@ -286,6 +286,17 @@ def index(s: Solver, c: Call) -> list[Term]:
     s.equal(picked, indices[0])
     s.positions(c, 1, x[dim])
     return [*x[:dim], picked, *x[dim + 1 :]]
+
+
+def _look_up(s: Solver, c: Call, term: Term) -> None:
+    """Positions that are found while the model runs follow the axis; any others pin it."""
+    held = s.places.followed(c, 1)
+    if held is not None and resolve(held).size == resolve(term).size:
+        s.equal(term, held)
+        return
+    s.freeze(term, "indexed", "looks up positions of this axis")
+    if held is not None:
+        s.freeze(held, "indexed", "looks up positions of another axis")
 
 
 @rule("roll")

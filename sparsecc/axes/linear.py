@@ -81,8 +81,12 @@ def grouped_matmul(s: Solver, c: Call) -> list[Term]:
         raise ValueError("only rows [S,K] by matrices [E,K,N] are covered")
     s.equal(x[1], w[1])
     s.contract(c, 0, -1, (1, 1))
-    for term in (x[0], w[0], ends[0]):
-        s.freeze(term, "expert", "gives rows to experts by position")
+    s.freeze(x[0], "expert", "gives rows to experts by position")
+    if c.inputs[2] in s.places.counted:
+        s.equal(w[0], ends[0])
+    else:
+        for term in (w[0], ends[0]):
+            s.freeze(term, "expert", "gives rows to experts by position")
     return [x[0], w[2]]
 
 

@@ -29,13 +29,24 @@ def softmax(s: Solver, c: Call) -> list[Term]:
     for dim in c.attrs["dims"]:
         if resolve(x[dim]).size > 1:
             s.reduce(c, 0, dim)
+            s.places.shares.append(x[dim])
     return list(x)
 
 
 @rule("ordered")
 def ordered(s: Solver, c: Call) -> list[list[Term]]:
-    """x[*,D,*] -> y along whose D order matters (cumsum, topk, sort, argmax, one_hot)"""
+    """x[*,D,*] -> y along whose D order matters (cumsum, sort, argmax)
+
+    A running sum of how often positions occur is the same without those that never do, and sorted positions
+    are positions.
+    """
     x = s.of(c, 0)
+    function = s.view.semantics.function(c) if s.view.semantics is not None else ""
+    if function == "cumsum" and c.inputs[0] in s.places.counted:
+        s.places.counted.update(c.outputs)
+        return [list(x)]
+    if function in ("sort", "argsort") and (held := s.places.followed(c, 0)) is not None:
+        s.places.holds.update({v: held for v in c.outputs[:1] if function == "sort"})
     dims = {d % len(x) for d in c.attrs["dims"]} if x else set()
     for dim in dims:
         s.freeze(x[dim], "order matters", "reads positions along this axis")

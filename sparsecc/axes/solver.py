@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from sparsecc.axes.positions import Positions, Route
 from sparsecc.axes.registry import RULES
 from sparsecc.axes.terms import Reason, Term, atom, concat, product, resolve
 from sparsecc.axes.unify import freeze, split_concat, split_product, unify, varies, vary
@@ -62,6 +63,7 @@ class Solver:
         self.facts: dict[Call, Facts] = {}
         self.operands: dict[tuple[Call, int], Axes] = {}
         self.attentions: list[Attention] = []
+        self.places = Positions()
         self._static: set[Value] = set()
         self._call: Call | None = None
         self._solve()
@@ -191,6 +193,14 @@ class Solver:
         """The known numbers of operand ``index`` are positions of the axis ``term``."""
         self._facts(call).indices[index] = term
 
+    def route(self, call: Call, index: int, dim: int, count: int, found: Value) -> None:
+        """The call picks ``count`` positions along ``dim`` of an operand; ``found`` will hold them."""
+        term = self.of(call, index)[dim]
+        self.reduce(call, index, dim)
+        reason = self.reason("order matters", "reads positions along this axis")
+        self.places.routes.append(Route(term, count, reason))
+        self.places.holds[found] = term
+
     def differ(self, call: Call, left: Term, right: Term) -> None:
         """The call tells two axes apart by their sizes, which must not become equal."""
         self._facts(call).distinct.append((left, right))
@@ -237,6 +247,7 @@ class Solver:
             self._visit(call)
         self._call = None
         self._freeze_unread()
+        self.places.settle(self.view, self.axes)
         for value in self.view.outputs:
             for axes in self._all_axes(value):
                 for dim, term in enumerate(axes):
@@ -276,6 +287,7 @@ class Solver:
         if outputs is not None:
             for value, axes in zip(call.outputs, outputs, strict=True):
                 self.axes[value] = tuple(axes)
+        self.places.after(call, self.view, failed=outputs is None)
         for value in call.outputs:
             for term, dynamic in zip(self.axes[value], value.dynamic, strict=False):
                 if dynamic and resolve(term).kind == "atom":

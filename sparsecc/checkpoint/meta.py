@@ -1,10 +1,11 @@
-"""Modules without values, and how one is captured and run with values from elsewhere."""
+"""Modules without values, and how one is captured, run and cut with values from elsewhere."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,9 +13,17 @@ from torch import nn
 from torch.fx.node import map_aggregate
 from torch.utils import _pytree as pytree
 
+from sparsecc.axes.analysis import Keeps
+from sparsecc.axes.terms import Kept
+from sparsecc.checkpoint.configuration import configured, document
 from sparsecc.checkpoint.shards import Shards
 from sparsecc.errors import InvalidModel, InvalidOption
-from sparsecc.fx.subject import TorchSubject
+from sparsecc.fx.capture import Program, split_inputs
+from sparsecc.fx.inputs import synthesised
+from sparsecc.fx.module import Diverged, accepted
+from sparsecc.fx.subject import AppliedTorch, TorchSubject
+from sparsecc.fx.weights import renamed
+from sparsecc.plan import Plan
 
 
 @contextmanager
@@ -63,29 +72,79 @@ class Weights(Mapping[str, torch.Tensor]):
         return len(self.like)
 
 
-def meta_subject(model: nn.Module, example_inputs: Any, shards: Shards) -> TorchSubject:
-    """The model captured without values, which come from the checkpoint when something runs.
+class EmptySubject(TorchSubject):
+    """A model captured without values; ``stored`` names weights and buffers that have theirs on disk.
 
-    Raises InvalidOption for parameters that have values, InvalidModel where the checkpoint lacks some or has
-    other shapes.
+    Applying a plan gives a module without values.  Raises InvalidOption for parameters that have values.
     """
-    valued = [n for n, p in model.named_parameters() if not p.is_meta]
-    if valued:
-        raise InvalidOption(
-            f"{valued[0]!r} has a value: make the model inside `with parameters_on_meta():`, so that its "
-            "weights are those of the checkpoint"
-        )
-    empty = copy.deepcopy(model).to("meta")
-    on_meta = pytree.tree_map(lambda x: x.to("meta") if isinstance(x, torch.Tensor) else x, example_inputs)
-    subject = TorchSubject(empty, on_meta)
-    program = subject.program
-    for node in program.graph.nodes:
-        node.args, node.kwargs = map_aggregate((node.args, node.kwargs), _on_cpu)
-    own = {n: b for n, b in model.named_buffers(remove_duplicate=False) if not b.is_meta}
-    own |= {n: t for n, t in program.weights.items() if not t.is_meta}
-    _check(program.weights, shards, own)
-    program.weights = Weights(program.weights, shards, own)  # type: ignore[assignment]
-    return subject
+
+    def __init__(self, model: nn.Module, example_inputs: Any, stored: Container[str]) -> None:
+        valued = [n for n, p in model.named_parameters() if not p.is_meta]
+        if valued:
+            raise InvalidOption(
+                f"{valued[0]!r} has a value: make the model inside `with parameters_on_meta():`, so that its "
+                "weights are those of the checkpoint"
+            )
+        super().__init__(copy.deepcopy(model).to("meta"), pytree.tree_map(_to_meta, example_inputs))
+        program = self.program
+        for node in program.graph.nodes:
+            node.args, node.kwargs = map_aggregate((node.args, node.kwargs), _on_cpu)
+        state = model.state_dict()
+        buffers = model.named_buffers(remove_duplicate=False)
+        own = {n: b for n, b in buffers if not b.is_meta and not (n in state and n in stored)}
+        self.own = own | {n: t for n, t in program.weights.items() if not t.is_meta}
+        self.blank = {n: self.own.get(n, t) for n, t in program.weights.items()}
+
+    def apply(self, plan: Plan, kept: Mapping[str, Kept]) -> AppliedTorch:
+        """The plan applied to shapes alone: no weight is read."""
+        shapes = copy.copy(self)
+        shapes.program = replace(self.program, weights=self.blank)
+        return super(EmptySubject, shapes).apply(plan, kept)
+
+
+class MetaSubject(EmptySubject):
+    """A model captured without values, which come from the checkpoint when something runs.
+
+    The class and the configuration of what a plan makes are found as for a model in memory; what
+    ``from_pretrained`` makes of a configuration is told from the graph and the buffers.  Raises InvalidModel
+    where the checkpoint lacks weights or has other shapes.
+    """
+
+    def __init__(self, model: nn.Module, example_inputs: Any, shards: Shards) -> None:
+        super().__init__(model, example_inputs, shards)
+        self.examples = split_inputs(example_inputs)
+        self.shards = shards
+        _check(self.program.weights, shards, self.own)
+        weights = Weights(self.program.weights, shards, self.own)
+        self.program.weights = weights  # type: ignore[assignment]
+
+    def inputs(self, seed: int, variant: int) -> tuple[list[Any], str]:
+        """Flat inputs like the example's."""
+        args, kwargs = self.examples
+        return synthesised(replace(self.program, args=args, kwargs=kwargs), self.view, seed, variant)
+
+    @property
+    def has_values(self) -> bool:
+        """What a configuration gives can be compared without values."""
+        return True
+
+    def check_loaded(self, edited: nn.Module, slim: Program, keeps: Keeps, plan: Plan) -> None:
+        """Raise Diverged unless the class, made from the configuration as it will be on disk, has the edited
+        graph and, beside the weights that are on disk, the edited buffers.
+        """
+        assert self.program.module is not None
+        with parameters_on_meta():
+            made = configured(edited, document(self.shards.path, self.program.module, edited))
+        buffers = dict(made.named_buffers())
+        accepted(made.to("meta"), self.program, slim, self.view, keeps, plan)
+        for old, new in renamed(plan, slim.weights).items():
+            buffer, wanted = buffers.get(new), slim.weights[old]
+            if buffer is not None and not wanted.is_meta and not torch.equal(buffer, wanted):
+                raise Diverged(new, "has other values when the model is built from its config")
+
+
+def _to_meta(value: Any) -> Any:
+    return value.to("meta") if isinstance(value, torch.Tensor) else value
 
 
 def _on_cpu(value: Any) -> Any:

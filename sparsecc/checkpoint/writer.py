@@ -16,23 +16,34 @@ _SIZES = {name: dtype.itemsize for name, dtype in DTYPES.items()}
 
 
 class ShardWriter:
-    """A folder with the files of a checkpoint, whose tensors may have other shapes.
+    """A folder with the files of a checkpoint, whose tensors may have other shapes and other names.
 
-    The header of a file says where every tensor is, so that each can be put in its place as soon as it is
-    known (https://github.com/huggingface/safetensors, "Format").
+    ``names`` maps the names of those that stay to what they are called then; without it all stay.  A file
+    that loses all of its tensors is left out.  The header of a file says where every tensor is, so that each
+    can be put in its place as soon as it is known (https://github.com/huggingface/safetensors, "Format").
     """
 
     def __init__(
-        self, folder: Path, entries: Mapping[str, Entry], shapes: Mapping[str, tuple[int, ...]]
+        self,
+        folder: Path,
+        entries: Mapping[str, Entry],
+        shapes: Mapping[str, tuple[int, ...]],
+        names: Mapping[str, str] | None = None,
     ) -> None:
         self.entries = entries
+        self.names = {n: n for n in entries} if names is None else dict(names)
         self._places: dict[str, tuple[Path, int]] = {}
         files: dict[Path, list[str]] = {}
-        for name, entry in entries.items():
-            files.setdefault(entry.file, []).append(name)
-        for file, names in files.items():
-            self._begin(folder / file.name, names, shapes)
-        self.left = set(entries)
+        for name in self.names:
+            files.setdefault(entries[name].file, []).append(name)
+        for file, inside in files.items():
+            self._begin(folder / file.name, inside, shapes)
+        self.left = set(self.names)
+
+    @property
+    def files(self) -> dict[str, str]:
+        """Name of the file that every tensor is in, by the tensor's new name."""
+        return {new: self._places[old][0].name for old, new in self.names.items()}
 
     def _begin(self, file: Path, names: list[str], shapes: Mapping[str, tuple[int, ...]]) -> None:
         header: dict[str, object] = {"__metadata__": dict(self.entries[names[0]].metadata)}
@@ -41,7 +52,7 @@ class ShardWriter:
         for name in sorted(names, key=lambda n: -_SIZES[self.entries[n].dtype]):
             shape = shapes.get(name, self.entries[name].shape)
             size = _SIZES[self.entries[name].dtype] * torch.Size(shape).numel()
-            header[name] = {
+            header[self.names[name]] = {
                 "dtype": self.entries[name].dtype,
                 "shape": list(shape),
                 "data_offsets": [at, at + size],

@@ -25,10 +25,11 @@ from torch import nn
 
 from sparsecc.axes.analysis import Keeps
 from sparsecc.axes.terms import Term, factors
+from sparsecc.blocks import dropped
 from sparsecc.fx.capture import Program
 from sparsecc.fx.module import Diverged, assign
-from sparsecc.graph import View
-from sparsecc.plan import Plan, SetModule
+from sparsecc.graph import Value, View
+from sparsecc.plan import Bypass, Plan, SetModule
 
 #: a field of a configuration: names from the root inwards, list places among them
 Path = tuple[str | int, ...]
@@ -106,7 +107,7 @@ def rebuilt(module: nn.Module) -> nn.Module:
     Raises Diverged where it makes nothing of them.
     """
     try:
-        with _quiet():
+        with quiet():
             made: nn.Module = module.from_pretrained(  # type: ignore[operator]
                 None, config=copy.deepcopy(module.config), state_dict=dict(module.state_dict())
             )
@@ -117,7 +118,7 @@ def rebuilt(module: nn.Module) -> nn.Module:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """No progress bars, no warnings, and the state of random numbers as it was."""
     with (
         contextlib.redirect_stderr(io.StringIO()),
@@ -135,9 +136,11 @@ def _assignments(
     module: nn.Module, program: Program, view: View, plan: Plan, keeps: Keeps
 ) -> Iterator[Assignment]:
     """Combinations of what the fields may hold, the likeliest first; then with fields that it lacks."""
-    pairs = _pairs(view, keeps)
+    gone = dropped(view, plan.of(Bypass)).weights
+    left = [v for name, v in view.weights.items() if name not in gone]
+    pairs = _pairs(left, keeps)
     fields = dict(_fields(module.config))
-    if not _uniform(view, keeps) and all(isinstance(path[-1], str) for path in fields):
+    if not _uniform(left, keeps) and all(isinstance(path[-1], str) for path in fields):
         return
     named = _told(program, plan)
     choices = {path: _choices(path, value, pairs, named) for path, value in fields.items()}
@@ -157,19 +160,19 @@ def _combined(config: Any, choices: Mapping[Path, list[int | None]]) -> Iterator
         }
 
 
-def _uniform(view: View, keeps: Keeps) -> bool:
+def _uniform(weights: Iterable[Value], keeps: Keeps) -> bool:
     """Whether weights of one shape that only numbers in their names tell apart stay of one shape."""
     found: dict[tuple[str, tuple[int, ...]], set[tuple[int, ...]]] = {}
-    for name, value in view.weights.items():
+    for value in weights:
         kept = tuple(keeps.count(t) for t in keeps.analysis.solver.axes[value])
-        found.setdefault((re.sub(r"\d+", "*", name), value.shape), set()).add(kept)
+        found.setdefault((re.sub(r"\d+", "*", str(value.weight)), value.shape), set()).add(kept)
     return all(len(kept) == 1 for kept in found.values())
 
 
-def _pairs(view: View, keeps: Keeps) -> Counter[tuple[int, int]]:
+def _pairs(weights: Iterable[Value], keeps: Keeps) -> Counter[tuple[int, int]]:
     """(size, kept) of axes of weights, and of runs of factors and pieces of them, and how often."""
     found: Counter[tuple[int, int]] = Counter()
-    for value in view.weights.values():
+    for value in weights:
         for term in keeps.analysis.solver.axes[value]:
             found.update(set(_sizes(term, keeps)))
     return found
@@ -204,8 +207,8 @@ def _choices(
         widths = [new for (old, new), _ in pairs.most_common() if new != old]
         return [None, *dict.fromkeys(widths)][:4]
     told = [new for name, old, new in named if name == path[-1] and old == value]
-    counted = [new for (old, new), _ in pairs.most_common() if old == value and new != value]
-    return [*dict.fromkeys((*told, *counted)), value]
+    counted = [new for (old, new), _ in pairs.most_common() if old == value]
+    return list(dict.fromkeys((*told, *counted, value)))
 
 
 def _fields(config: Any, at: Path = ()) -> Iterator[tuple[Path, int | None]]:
@@ -272,7 +275,7 @@ def _get(config: Any, path: Path) -> Any:
 def _shapes(kind: type[nn.Module], config: Any) -> dict[str, tuple[int, ...]] | None:
     """Shapes of the state dict of a class built from a configuration; None where it cannot be."""
     try:
-        with torch.device("meta"), _quiet():
+        with torch.device("meta"), quiet():
             made = kind(config)
     except Exception:  # the model's own code refuses, in its own way
         return None

@@ -223,6 +223,10 @@ def _replace(node: Node, bound: dict[str, Any], argument: str, value: Any) -> No
     assign(node, argument, value)
 
 
+def _last(node: Node, bound: dict[str, Any], argument: str, value: Any) -> None:
+    assign(node, argument, value - 1)
+
+
 _ATTRIBUTES: tuple[tuple[str, str, Callable[[Node, dict[str, Any], str, Any], None]], ...] = (
     ("groups", "groups", _replace),
     ("groups", "num_groups", _replace),
@@ -233,6 +237,9 @@ _ATTRIBUTES: tuple[tuple[str, str, Callable[[Node, dict[str, Any], str, Any], No
     ("output_size", "output_size", _replace),
     ("scale", "scale", _replace),
     ("shifts", "shifts", _replace),
+    ("num_classes", "num_classes", _replace),
+    ("bins", "bins", _replace),
+    ("last_bin", "max", _last),
 )
 
 

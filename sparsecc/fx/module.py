@@ -315,7 +315,7 @@ def _changes(call: Call, shape: SetShape | None, attrs: dict[str, Any]) -> Itera
                 continue
             if size is not None or old not in source:
                 yield old, old if size is None else size
-    for name in ("groups", "repeats"):
+    for name in ("groups", "repeats", "num_classes", "bins"):
         if name in attrs:
             old_value = bind(call.raw).get("num_groups" if call.op == "group_norm" else name)
             if isinstance(old_value, int):
@@ -477,7 +477,7 @@ def _compare_literals(plan: Node, new: Node) -> None:
                 continue
             if name == "start" and "self" in have and isinstance(theirs, int) and theirs < 0:
                 theirs += have["self"].meta["val"].shape[have["dim"]]
-            if ours != theirs:
+            if ours != theirs and not isinstance(ours, torch.device):
                 raise Diverged(
                     where(new) or new.name,
                     f"{new.name} has {name}={theirs}, which the class computes from a width, "
@@ -536,6 +536,11 @@ class _Operands:
             return self.known.setdefault(ours, theirs) is theirs
         mine, other = self.slim.weight_of.get(ours.name), self.again.weight_of.get(theirs.name)
         if other is not None and other in self.constants:
-            return mine is not None and torch.equal(self.slim.weights[mine], self.again.weights[other])
+            return mine is not None and _equal(self.slim.weights[mine], self.again.weights[other])
         now = None if mine is None else self.names.get(mine, mine)
         return now == other and (now is not None or ours.name == theirs.name)
+
+
+def _equal(ours: torch.Tensor, theirs: torch.Tensor) -> bool:
+    """Whether two constants are the same; those without values are not known to be."""
+    return not (ours.is_meta or theirs.is_meta) and torch.equal(ours, theirs)

@@ -84,6 +84,23 @@ def _ordered(b: Bound, s: Shapes) -> Spec:
     return Spec("ordered", (x,), {"dims": list(range(s.rank(x))) if dim is None else [dim]})
 
 
+def _topk(b: Bound, s: Shapes) -> Spec:
+    """Along an axis, with a number that is known."""
+    rank = s.rank(b["self"])
+    if not rank or not isinstance(b["k"], int):
+        return _ordered(b, s)
+    return Spec("topk", (b["self"],), {"dim": b["dim"] % rank, "count": b["k"]})
+
+
+def _one_hot(b: Bound, s: Shapes) -> Spec:
+    return Spec("one_hot", (b["self"],))
+
+
+def _histogram(b: Bound, s: Shapes) -> Spec:
+    attrs = {n: b[n] for n in ("bins", "min", "max")}
+    return Spec("histogram", (b["self"],), {**attrs, "why": "reads its input in the order of its entries"})
+
+
 def _extremum(kind: str) -> Entry:
     """max, min, median: of two tensors, of everything, or along an axis (which gives positions too)."""
 
@@ -383,7 +400,7 @@ _REDUCTIONS = {
 }
 _ORDERED = words(
     """
-    cumsum cumprod logcumsumexp cummax cummin topk sort argsort argmax argmin msort kthvalue mode
+    cumsum cumprod logcumsumexp cummax cummin sort argsort argmax argmin msort kthvalue mode
     """
 )
 
@@ -449,6 +466,7 @@ TABLE: dict[str, Entry] = {
     **dict.fromkeys(_FIRST_ONLY, _first),
     **{name: _reduce(kind) for name, kind in _REDUCTIONS.items()},
     **dict.fromkeys(_ORDERED, _ordered),
+    "topk": _topk,
     "max": _extremum("amax"),
     "min": _extremum("amin"),
     "median": _extremum("median"),
@@ -542,7 +560,8 @@ TABLE: dict[str, Entry] = {
     "rnn_relu_cell": _cell(1, 1),
     **dict.fromkeys(_CREATED, _create),
     **dict.fromkeys(_POSITIONS, _positions),
-    "one_hot": lambda b, s: Spec("positions", ()),
+    "one_hot": _one_hot,
+    "histc": _histogram,
 }
 TABLE |= {f"{name}_copy": TABLE[name] for name in _COPIED}
 

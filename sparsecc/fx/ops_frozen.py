@@ -10,7 +10,7 @@ _REASONS: dict[str, str] = {
         unique_consecutive unique_dim_consecutive bincount
     """,
     "reads its input in the order of its entries": """
-        masked_scatter take put cartesian_prod combinations histc histogram histogramdd
+        masked_scatter take put cartesian_prod combinations histogram histogramdd
         searchsorted trapezoid trapz cumulative_trapezoid gradient diagonal_scatter trace vander
         segment_reduce _pack_padded_sequence _pad_packed_sequence pad_sequence quantile nanquantile
     """,

@@ -118,6 +118,7 @@ class _Reader:
         results = list(fake) if isinstance(fake, (tuple, list)) else [fake]
         if not any(isinstance(r, torch.Tensor) for r in results):
             self._size(node)
+            self._number(node)
             return
         name = aten_name(node.target)
         entry = TABLE.get(name) if name is not None else None
@@ -143,6 +144,11 @@ class _Reader:
         else:
             self.values[node] = outputs[0]
         inputs = tuple(None if o is None else self.values.get(o) for o in operands)
+        beside = {n for n in node.all_input_nodes if n in self.values} - {
+            o for o in operands if o is not None
+        }
+        if beside and op != "create":
+            attrs = {**attrs, "unlisted": tuple(self.values[n] for n in node.all_input_nodes if n in beside)}
         self.calls.append(
             Call(op, node.name, inputs, tuple(outputs), attrs, where(node), node, tuple(operands))
         )
@@ -156,6 +162,14 @@ class _Reader:
         if value.kind == "node" and _reaches_data(node):
             dims = [node.args[1]] if len(node.args) > 1 else list(range(len(value.shape)))
             attrs = {"dims": dims}
+            self.calls.append(Call("measured", node.name, (value,), (), attrs, where(node), node, (source,)))
+
+    def _number(self, node: Node) -> None:
+        """A number that is read out of a tensor: what it holds is no longer followed."""
+        source = node.args[0] if node.args else None
+        if aten_name(node.target) in ("item", "_local_scalar_dense") and source in self.values:
+            value = self.values[source]  # type: ignore[index]
+            attrs = {"dims": list(range(len(value.shape)))}
             self.calls.append(Call("measured", node.name, (value,), (), attrs, where(node), node, (source,)))
 
 

@@ -43,9 +43,15 @@ from sparsecc.verification.check import FLOAT64_BOUND, RUNS, distance
 
 @dataclass
 class AppliedTorch(Applied):
-    """``program`` is what the returned model runs: its own export where the class was kept."""
+    """``program`` is what the returned model runs: its own export where the class was kept.
+
+    ``described``: the model's configuration gives the class its widths, so that ``from_pretrained`` works;
+    ``undescribed`` is why none does, of a model that has a configuration.
+    """
 
     program: Program | None = None
+    described: bool = False
+    undescribed: str = ""
 
     def run(self, inputs: list[Any], dtype: torch.dtype | None = None) -> Outputs:
         """Flat outputs of the returned model."""
@@ -257,22 +263,31 @@ class TorchSubject(Subject):
     def _accepted(self, edited: torch.nn.Module, plan: Plan, slim: Program, keeps: Keeps) -> AppliedTorch:
         """The narrowed module where it is the edited graph, with the configuration that describes it."""
         why = ""
-        if plan and has_config(edited) and not any(w.is_meta for w in self.program.weights.values()):
+        if plan and has_config(edited) and self.has_values:
             why = "no values of its fields give these shapes"
             for changes in descriptions(edited, self.program, self.view, plan, keeps):
                 described = plan.with_actions(changes)
                 try:
                     with changed(edited, changes):
-                        self._compare_loaded(rebuilt(edited), slim)
+                        self.check_loaded(edited, slim, keeps, described)
                         program = accepted(edited, self.program, slim, self.view, keeps, described)
-                        return AppliedTorch(edited, described, [_loads(changes)], program)
+                        return AppliedTorch(edited, described, [_loads(changes)], program, True)
                 except Diverged as reason:
                     why = str(reason)
         program = accepted(edited, self.program, slim, self.view, keeps, plan)
-        return AppliedTorch(edited, plan, [_NO_CONFIG.format(why)] if why else [], program)
+        notes = [_NO_CONFIG.format(why)] if why else []
+        return AppliedTorch(edited, plan, notes, program, undescribed=why)
 
-    def _compare_loaded(self, loaded: torch.nn.Module, slim: Program) -> None:
-        """Raise Diverged unless a loaded model computes in float64 what the edited graph does."""
+    @property
+    def has_values(self) -> bool:
+        """Whether the weights are there, so that what a configuration gives can be compared."""
+        return not any(w.is_meta for w in self.program.weights.values())
+
+    def check_loaded(self, edited: torch.nn.Module, slim: Program, keeps: Keeps, plan: Plan) -> None:
+        """Raise Diverged unless what is loaded from a module's configuration and weights computes in float64
+        what the edited graph does.
+        """
+        loaded = rebuilt(edited)
         self._compare_roughly(loaded, slim)
         again = recaptured(loaded, self.program)
         for seed, variant in RUNS:

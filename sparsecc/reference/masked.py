@@ -17,7 +17,7 @@ from sparsecc.axes.analysis import Keeps
 from sparsecc.axes.solver import Facts
 from sparsecc.axes.terms import Keep, Kept
 from sparsecc.errors import PlanConflict
-from sparsecc.graph import Call
+from sparsecc.graph import Call, Value
 
 Tensors = list[torch.Tensor | None]
 Masks = list[list[Keep | None]]
@@ -120,6 +120,16 @@ def at_kept(x: torch.Tensor, kept: Sequence[Kept | None]) -> torch.Tensor:
     return x
 
 
+def renumbered(keeps: Keeps, value: Value, tensor: torch.Tensor) -> torch.Tensor:
+    """What a value holds in the new numbering, where it holds positions of an axis that shrinks."""
+    term = keeps.analysis.solver.places.holds.get(value)
+    mask = None if term is None else keeps.mask(term)
+    if mask is None:
+        return tensor
+    number = torch.from_numpy(np.cumsum(mask) - 1)
+    return number[tensor.long()].to(tensor.dtype)
+
+
 def _gathered(
     call: Call, operands: Tensors, pruned: Pruned, masks: Masks, default: Default
 ) -> tuple[torch.Tensor, ...]:
@@ -138,6 +148,15 @@ def _scattered(
     for (_, dim), keep in pruned.items():
         y = _spread(y, dim, keep)
     return (y,)
+
+
+def _picked(
+    call: Call, operands: Tensors, pruned: Pruned, masks: Masks, default: Default
+) -> tuple[torch.Tensor, ...]:
+    """The best of the kept positions, told as positions of the whole axis."""
+    values, places = _gathered(call, operands, pruned, masks, default)
+    (keep,) = pruned.values()
+    return values, torch.from_numpy(np.flatnonzero(keep)).to(places)[places]
 
 
 def _spread(y: torch.Tensor, dim: int, keep: Keep) -> torch.Tensor:
@@ -220,6 +239,7 @@ _REDUCTIONS: dict[str, Callable[[Call, Tensors, Pruned, Masks, Default], tuple[t
     "reduce": _gathered,
     "paired_reduce": _gathered,
     "softmax": _scattered,
+    "topk": _picked,
     "qsoftmax": _scattered,
     "instance_norm": _scattered,
     "layer_norm": _layer_norm,

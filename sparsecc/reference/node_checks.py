@@ -24,7 +24,7 @@ from sparsecc.fx.ops import aten_name
 from sparsecc.fx.sharing import live
 from sparsecc.graph import Call, Value, View
 from sparsecc.plan import Bypass
-from sparsecc.reference.masked import at_kept
+from sparsecc.reference.masked import at_kept, renumbered
 from sparsecc.reference.torch_run import Hook, ProgramRunner
 from sparsecc.subject import NodeCheck, real
 
@@ -32,7 +32,7 @@ from sparsecc.subject import NodeCheck, real
 ULPS: dict[str, float] = {
     "layout": 0, "reshape": 0, "expand": 0, "repeat_interleave": 0, "tile": 0, "concat": 0, "stack": 0,
     "split": 0, "unbind": 0, "select": 0, "slice": 0, "index": 0, "pad": 0, "create": 0, "positions": 0,
-    "roll": 0, "flip": 0, "ordered": 0,
+    "roll": 0, "flip": 0, "ordered": 0, "topk": 0, "one_hot": 0, "histogram": 0,
     "elementwise": 8, "prelu": 4, "mixed": 64, "batch_norm": 64, "softmax": 64,
 }  # fmt: skip
 _DEFAULT_ULPS = 256.0
@@ -161,6 +161,10 @@ def _checked(
         for i, ref in enumerate(call.refs)
         if ref is not None and isinstance(operands[ref], torch.Tensor)
     }
+    operands = dict(operands)
+    for ref, value in zip(call.refs, call.inputs, strict=True):
+        if ref is not None and value is not None and isinstance(operands[ref], torch.Tensor):
+            operands[ref] = renumbered(keeps, value, operands[ref])
     forced = {n: own.get(n) for n in new.all_input_nodes}
     once: dict[Node, Node] = {}
     for node in operands:
@@ -226,7 +230,10 @@ def _kept(value: Any, masks: Any) -> Any:
 
 def _kept_outputs(value: Any, call: Call, keeps: Keeps) -> list[torch.Tensor]:
     found = [value] if isinstance(value, torch.Tensor) else [v for v in value if isinstance(v, torch.Tensor)]
-    return [at_kept(v, keeps.value_places(o, v.shape)) for v, o in zip(found, call.outputs, strict=True)]
+    return [
+        renumbered(keeps, o, at_kept(v, keeps.value_places(o, v.shape)))
+        for v, o in zip(found, call.outputs, strict=True)
+    ]
 
 
 def _run(node: Node, env: Mapping[Node, Any]) -> list[torch.Tensor]:

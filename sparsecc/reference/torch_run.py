@@ -52,7 +52,7 @@ class ProgramRunner:
         some operands replaced.
         """
         env: dict[Node, Any] = {}
-        with torch.no_grad(), _default_dtype(self.dtype):
+        with torch.no_grad(), default_dtype(self.dtype):
             steps = self.steps(inputs, env, keep_values=keep_values)
             try:
                 node, default = next(steps)
@@ -170,7 +170,8 @@ def _last_uses(program: Program) -> dict[Node, list[Node]]:
 
 
 @contextlib.contextmanager
-def _default_dtype(dtype: torch.dtype | None) -> Iterator[None]:
+def default_dtype(dtype: torch.dtype | None) -> Iterator[None]:
+    """Floats that are made inside have that type."""
     before = torch.get_default_dtype()
     if dtype is not None:
         torch.set_default_dtype(dtype)
