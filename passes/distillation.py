@@ -27,7 +27,9 @@ class Distillation(Pass):
 
     ``layers``: ``"cut"``, parts that lost something, or ``"all"``.  ``towards``: the outputs of the
     ``"original"`` model, which makes up for earlier parts as well, or the part's ``"own"``, had it lost
-    nothing.  ``rate``: the first step of Adam, as a share of the root mean square of a weight.  ``include``
+    nothing.  ``rows``: all count alike (``"equal"``), or by what is usual over their own mean square
+    (``"relative"``), so that the few tokens with massive activations in language models do not decide.
+    ``rate``: the first step of Adam, as a share of the root mean square of a weight.  ``include``
     and ``exclude``: name patterns of weights or modules.  Needs calibration data, and keeps the activations
     of one part for all of it in memory.  Runs after the passes of a recipe that remove anything.
     """
@@ -36,6 +38,7 @@ class Distillation(Pass):
     rate: float = 0.02
     layers: Literal["cut", "all"] = "cut"
     towards: Literal["original", "own"] = "original"
+    rows: Literal["equal", "relative"] = "relative"
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     turn: ClassVar[int] = 2
@@ -48,6 +51,8 @@ class Distillation(Pass):
             raise InvalidOption(f"layers={self.layers!r}: give 'cut' or 'all'")
         if self.towards not in ("original", "own"):
             raise InvalidOption(f"towards={self.towards!r}: give 'original' or 'own'")
+        if self.rows not in ("equal", "relative"):
+            raise InvalidOption(f"rows={self.rows!r}: give 'equal' or 'relative'")
         check_names(self.include, self.exclude)
 
     def choose(self, analysis: Analysis, saliency: Saliency | None = None) -> Choice:
@@ -57,7 +62,7 @@ class Distillation(Pass):
         found = distill(
             analysis,
             needed(saliency, type(self).__name__),
-            Schedule(self.epochs, self.rate),
+            Schedule(self.epochs, self.rate, self.rows),
             everything=self.layers == "all",
             own=self.towards == "own",
             include=self.include,

@@ -26,14 +26,14 @@ class Reconstruction(Pass):
     nothing, which is the safer one in deep language models.  ``rows``: all count alike (``"equal"``), or by
     what is usual over the size of what the layer gives for them (``"relative"``), so that the few tokens with
     massive activations in language models do not decide.  ``damping``: how much an update costs, as a share
-    of the mean second moment of the inputs; None finds it for every layer on one batch in eight, and leaves
-    a layer alone that no update does better on these.  ``include`` and ``exclude``: name patterns of weights
+    of the mean second moment of the inputs; None finds it for every layer on one batch in eight, and updates
+    nothing but the bias where that does best on these.  ``include`` and ``exclude``: name patterns of weights
     or modules.  Needs calibration data; runs after the passes of a recipe that remove anything.
     """
 
     layers: Literal["cut", "all"] = "cut"
     towards: Literal["original", "own"] = "original"
-    rows: Literal["equal", "relative"] = "equal"
+    rows: Literal["equal", "relative"] = "relative"
     damping: float | None = None
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()

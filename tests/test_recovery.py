@@ -242,7 +242,7 @@ def _values(outputs: Any) -> Any:
 def test_reconstruction_is_the_least_squares_solution() -> None:
     """Weights and bias of the reader are what numpy finds for the kept neurons, nearly undampened."""
     net, data = mlp()
-    recipe = [ChannelPruning(sparsity=0.5), Reconstruction(damping=1e-11)]
+    recipe = [ChannelPruning(sparsity=0.5), Reconstruction(damping=1e-11, rows="equal")]
     result = sparsecc.prune(net, (data[0],), recipe=recipe, calibration=data)
     x = torch.cat(data)
     with torch.no_grad():
@@ -270,6 +270,41 @@ def test_convolutions_that_lose_inputs_and_outputs_are_updated(groups: int) -> N
     assert shapes[0] == shapes[1]
     assert alone.report.after == updated.report.after
     assert change(net, updated, data) < change(net, alone, data)
+
+
+def test_rows_count_by_what_is_usual_over_their_size() -> None:
+    """The weighted least squares solution, where one row in ten is a thousand times the others."""
+    net, data = mlp()
+    data = [x * torch.where(torch.arange(len(x)) % 10 == 0, 1000.0, 1.0)[:, None] for x in data]
+    recipe = [ChannelPruning(sparsity=0.5), Reconstruction(damping=1e-11)]
+    result = sparsecc.prune(net, (data[0],), recipe=recipe, calibration=data)
+    x = torch.cat(data)
+    with torch.no_grad():
+        given = (net[:2](x) @ net[2].weight.T).square().mean(1)
+        root = (given.median() / (given + given.median())).sqrt()[:, None].numpy()
+        want, hidden = net(x).numpy(), result.model[:2](x).numpy()
+    best, *_ = np.linalg.lstsq(
+        np.column_stack([hidden, np.ones(len(hidden))]) * root, want * root, rcond=None
+    )
+    np.testing.assert_allclose(result.model[2].weight.detach().numpy(), best[:-1].T, rtol=1e-3, atol=1e-5)
+    np.testing.assert_allclose(result.model[2].bias.detach().numpy(), best[-1], rtol=1e-3, atol=1e-4)
+
+
+def test_damping_is_found_on_batches_that_are_left_out() -> None:
+    """Fewer rows than inputs: an undamped update fits them and nothing else, the one that is found helps."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 96), nn.Tanh(), nn.Linear(96, 8)).double().eval()
+    data = [torch.randn(8, 8, dtype=torch.float64) for _ in range(8)]
+    fresh = torch.randn(500, 8, dtype=torch.float64)
+
+    def error(*more: Any) -> float:
+        recipe = [ChannelPruning(sparsity=0.25), *more]
+        result = sparsecc.prune(net, (data[0],), recipe=recipe, calibration=data)
+        with torch.no_grad():
+            return float((net(fresh) - result.model(fresh)).square().mean())
+
+    assert error(Reconstruction()) < 0.8 * error()
+    assert error(Reconstruction()) < 0.8 * error(Reconstruction(damping=1e-8))
 
 
 def test_reestimated_norms_are_those_of_what_is_read() -> None:
@@ -370,7 +405,7 @@ def test_its_own_stream_is_what_a_layer_reads_in_the_pruned_model() -> None:
     net = nn.Sequential(nn.Linear(12, 16), nn.ReLU(), nn.Linear(16, 10), nn.ReLU(), nn.Linear(10, 6))
     net = net.double().eval()
     data = [torch.randn(60, 12, dtype=torch.float64)]
-    recipe = [ChannelPruning(sparsity=0.5), Reconstruction(damping=1e-11, towards="own")]
+    recipe = [ChannelPruning(sparsity=0.5), Reconstruction(damping=1e-11, towards="own", rows="equal")]
     result = sparsecc.prune(net, (data[0],), recipe=recipe, calibration=data)
     kept = {d.group: d.kept for d in result.plan.decisions}
     with torch.no_grad():

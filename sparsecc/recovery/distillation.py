@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -45,10 +45,12 @@ class Schedule:
     """How a part is trained: passes over the batches, and the first step of Adam.
 
     ``rate`` is a share of the root mean square of each weight; it falls to zero along a half cosine.
+    ``rows``: whether all count alike, or relative to what is wanted of them.
     """
 
     epochs: int
     rate: float
+    rows: Literal["equal", "relative"] = "relative"
 
 
 def distill(
@@ -153,10 +155,10 @@ class Run:
             pass
         return results
 
-    def loss(self, recovery: Recovery, keeps: Keeps) -> torch.Tensor:
+    def loss(self, recovery: Recovery, keeps: Keeps, axis: int | None) -> torch.Tensor:
         """How far the targets are from what is wanted."""
         losses = [
-            _distance(keeps, value, results[place], self.wanted[value])
+            _distance(keeps, value, results[place], self.wanted[value], axis)
             for step, results in self.computed(recovery)
             for place, value in placed(step.call)
             if value in self.wanted and self.wanted[value].is_floating_point()
@@ -169,12 +171,22 @@ def placed(call: Call) -> list[tuple[int, Value]]:
     return list(zip(call.attrs.get("outputs", range(len(call.outputs))), call.outputs, strict=True))
 
 
-def _distance(keeps: Keeps, value: Value, got: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    """Mean squared difference at the positions that are left, as a share of the mean square."""
+def _distance(
+    keeps: Keeps, value: Value, got: torch.Tensor, wanted: torch.Tensor, axis: int | None
+) -> torch.Tensor:
+    """Mean squared difference at the positions that are left, as a share of the mean square.
+
+    With ``axis``, that of channels, rows count by what is usual over their own mean square.
+    """
     masks = keeps.value(value, got.shape)
     got, wanted = (at_kept(x, masks) for x in (got, wanted))
-    scale = wanted.square().mean()
-    return (got - wanted).square().mean() / torch.where(scale > 0, scale, torch.ones_like(scale))
+    error, size = (got - wanted).square(), wanted.square()
+    if axis is not None and got.dim() >= -axis:
+        error, size = error.mean(axis), size.mean(axis)
+        size = size + size.median()
+        return (error / torch.where(size > 0, size, torch.ones_like(size))).mean()
+    scale = size.mean()
+    return error.mean() / torch.where(scale > 0, scale, torch.ones_like(scale))
 
 
 @dataclass(frozen=True)
@@ -189,6 +201,7 @@ class Training:
         """Values that bring the targets nearer on batches that are not trained on; Unfit without any."""
         leaves = {n: recovery.current(n).clone().requires_grad_() for n in self.names}
         keeps = recovery.keeps
+        axis = self._channels(recovery) if schedule.rows == "relative" else None
         held = -(-len(runs) // 8) if len(runs) > 1 else 0
         train, test = runs[: len(runs) - held], runs[len(runs) - held :] if held else runs
         groups = [{"params": [t], "lr": schedule.rate * max(_size(t), _SMALL)} for t in leaves.values()]
@@ -198,7 +211,7 @@ class Training:
 
         def scored() -> float:
             with torch.no_grad(), self._with(recovery, leaves):
-                return float(torch.stack([run.loss(recovery, keeps) for run in test]).mean())
+                return float(torch.stack([run.loss(recovery, keeps, axis) for run in test]).mean())
 
         best = scored()
         found: Named = {}
@@ -206,7 +219,7 @@ class Training:
             for index in torch.randperm(len(train), generator=generator).tolist():
                 optimizer.zero_grad()
                 with torch.enable_grad(), self._with(recovery, leaves):
-                    _derive(train[index].loss(recovery, keeps))
+                    _derive(train[index].loss(recovery, keeps, axis))
                 optimizer.step()
                 decay.step()
             score = scored()
@@ -216,6 +229,12 @@ class Training:
         if not found:
             raise Unfit("training it made it no better")
         return found
+
+    def _channels(self, recovery: Recovery) -> int:
+        """The axis of channels behind the last product, from the end."""
+        at = recovery.statistics.readings.at
+        last = [r for call in self.region.calls for r in at.get(call, ())][-1]
+        return -(len(last.dims) - 1) if last.is_conv else -1
 
     @contextmanager
     def _with(self, recovery: Recovery, leaves: Named) -> Iterator[None]:

@@ -9,6 +9,7 @@ there are; it is found on batches that are left out, and then all are used.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
@@ -151,20 +152,21 @@ def _updated(
     held = -(-len(moment.pruned) // 8) if options.damping is None and len(moment.pruned) > 1 else 0
     shown = len(moment.pruned) - held
     total = sums(reading, towards[:shown], moment.pruned[:shown], columns, weigh).to(weight.dtype)
+    kept = matrix[:, :, columns]
     damping = _ALONE if options.damping is None else options.damping
     if held:
         others = sums(reading, towards[shown:], moment.pruned[shown:], columns, weigh).to(weight.dtype)
         means = None if bias is None else total.means
-        bare = loss(matrix, matrix[:, :, columns], others, means)
         losses = {
             d: loss(matrix, solve(matrix, total, columns, d, bias is not None), others, means)
             for d in DAMPINGS
         }
-        damping = min(DAMPINGS, key=losses.__getitem__)
-        if not losses[damping] < bare:
-            return "no update of it does better on batches that are left out"
+        losses[math.inf] = loss(matrix, kept, others, means)
+        damping = min(losses, key=losses.__getitem__)
         total = total + others
-    found = solve(matrix, total, columns, damping, bias is not None)
+    if damping == math.inf and bias is None:
+        return "no update of it does better on batches that are left out"
+    found = kept if damping == math.inf else solve(matrix, total, columns, damping, bias is not None)
     new = matrix.clone()
     new[:, :, columns] = found
     values = {reading.weight: reading.stored(new, weight.shape).contiguous()}
