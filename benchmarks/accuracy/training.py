@@ -23,9 +23,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from benchmarks.accuracy.calibration import fashion
+from benchmarks.accuracy.peer import flops, torch_pruned
 from benchmarks.accuracy.store import load, save
 from benchmarks.datasets import fashion_mnist
-from benchmarks.resnet20 import count_correct, load_resnet20
+from benchmarks.resnet20 import ResNet20, count_correct, load_resnet20
 from benchmarks.train_fashion import augment, autocast
 
 SEEDS = (0, 1, 2)
@@ -34,13 +35,17 @@ BATCH = 128
 
 @dataclass(frozen=True)
 class Training:
-    """``recipe`` first, then ``steps`` of training, with a Sparsifier if ``sparsify`` says which."""
+    """``recipe`` first, then ``steps`` of training, with a Sparsifier if ``sparsify`` says which.
+
+    ``peer`` prunes in the place of a recipe.
+    """
 
     title: str
     steps: int
     recipe: str = ""
     saliency: str = "l2"
     sparsify: Callable[[int], dict[str, Any]] | None = None
+    peer: Callable[[ResNet20], nn.Module] | None = None
 
     @property
     def key(self) -> str:
@@ -90,9 +95,17 @@ TRAININGS: tuple[Training, ...] = (
         "50 % of inner channels, OBS, least squares", 200,
         f"{_CHANNELS.format(0.5)}; Reconstruction()", "obs",
     ),
-    Training("90 %, at once", 2000, sparsify=_at_once),
-    Training("90 %, in six rounds (Han et al.)", 2000, sparsify=_in_rounds),
-    Training("90 %, cubic (Zhu and Gupta)", 2000, sparsify=_cubic),
+    Training(
+        "Torch-Pruning, group L2, inner channels", 200,
+        peer=partial(torch_pruned, share=0.5, inner=True),
+    ),
+    Training(
+        "Torch-Pruning, group L2, all channels", 200,
+        peer=partial(torch_pruned, share=0.5, inner=False),
+    ),
+    Training("90 %, at once", 600, sparsify=_at_once),
+    Training("90 %, in six rounds (Han et al.)", 600, sparsify=_in_rounds),
+    Training("90 %, cubic (Zhu and Gupta)", 600, sparsify=_cubic),
 )  # fmt: skip
 
 
@@ -101,6 +114,8 @@ def pruned(training: Training) -> nn.Module:
     import sparsecc
 
     model = load_resnet20()
+    if training.peer is not None:
+        return training.peer(model)
     if not training.recipe:
         return model
     data = fashion(4)
@@ -110,11 +125,12 @@ def pruned(training: Training) -> nn.Module:
     return result.model  # type: ignore[no-any-return]
 
 
-def trained(training: Training, seed: int) -> float:
-    """Accuracy on the test images after training."""
+def trained(training: Training, seed: int) -> tuple[float, float]:
+    """Accuracy on the test images after training, and the share of the dense network's FLOPs."""
     from sparsecc.train import Sparsifier
 
     model = pruned(training)
+    left = flops(model) / flops(load_resnet20())
     torch.manual_seed(seed)
     images, labels = (torch.from_numpy(a) for a in fashion_mnist("train"))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4, nesterov=True)
@@ -140,7 +156,7 @@ def trained(training: Training, seed: int) -> float:
     if sparsifier is not None:
         model = sparsifier.finish()
     test, answers = (torch.from_numpy(a) for a in fashion_mnist("test"))
-    return count_correct(model.eval(), test, answers) / len(answers)
+    return count_correct(model.eval(), test, answers) / len(answers), left
 
 
 def main() -> int:
@@ -156,26 +172,29 @@ def main() -> int:
             if str(seed) in found:
                 continue
             start = time.perf_counter()
-            score = trained(training, seed)
-            save(partial(_add, key=training.key, seed=seed, score=score))
+            score, left = trained(training, seed)
+            save(partial(_add, key=training.key, seed=seed, score=score, left=left))
             console.print(f"{training.title}, seed {seed}: {score:.4f} ({time.perf_counter() - start:.0f} s)")
     return 0
 
 
-def _add(kept: dict[str, Any], *, key: str, seed: int, score: float) -> None:
+def _add(kept: dict[str, Any], *, key: str, seed: int, score: float, left: float) -> None:
     kept.setdefault("training", {}).setdefault(key, {})[str(seed)] = score
+    kept.setdefault("training FLOPs", {})[key] = left
 
 
 def lines(kept: dict[str, Any]) -> list[str]:
     """The table of docs/accuracy.md: mean over seeds, and the half width of its 95 % interval."""
-    out = ["| | steps | accuracy | seeds |", "|---|---|---|---|"]
+    out = ["| | FLOPs left | steps | accuracy | seeds |", "|---|---|---|---|---|"]
     for training in TRAININGS:
         scores = list(kept.get("training", {}).get(training.key, {}).values())
         if scores:
             mean, many = statistics.mean(scores), len(scores)
             half = _T[many] * statistics.stdev(scores) / many**0.5 if many > 1 else None
             spread = "" if half is None else f" ± {half:.4f}"
-            out.append(f"| {training.title} | {training.steps} | {mean:.4f}{spread} | {many} |")
+            left = kept.get("training FLOPs", {}).get(training.key)
+            share = "" if left is None else f"{left:.2f}"
+            out.append(f"| {training.title} | {share} | {training.steps} | {mean:.4f}{spread} | {many} |")
     return out if len(out) > 2 else []
 
 
