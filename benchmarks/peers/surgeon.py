@@ -33,8 +33,8 @@ CASES: dict[str, tuple[Columns, int, int]] = {
 }
 
 
-def peer() -> Any:
-    """The peer's module; SystemExit with what to install where it is missing."""
+def peer(file: str = _FILE) -> Any:
+    """One of the peer's files as a module; SystemExit with what to install where it is missing."""
     found = importlib.util.find_spec("llmcompressor")
     if found is None or not found.submodule_search_locations:
         raise SystemExit(
@@ -42,7 +42,7 @@ def peer() -> Any:
         )
     transformers()  # the peer imports it
     spec = importlib.util.spec_from_file_location(
-        "sgpt_sparsify", Path(found.submodule_search_locations[0]) / _FILE
+        Path(file).stem, Path(found.submodule_search_locations[0]) / file
     )
     assert spec is not None
     assert spec.loader is not None
