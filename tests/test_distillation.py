@@ -219,6 +219,19 @@ def test_parts_that_cannot_be_trained_are_told_or_trained(kind: type[nn.Module])
     assert same(result.model, bare.model) == told
 
 
+def test_a_part_without_products_is_trained_too() -> None:
+    """A norm at the end, behind the last two products."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 12), nn.LayerNorm(12)).eval()
+    data = [torch.randn(32, 8) for _ in range(4)]
+    recipe = [ChannelPruning(sparsity=0.5), Distillation(layers="all")]
+    result = sparsecc.prune(net, (data[0],), recipe=recipe, calibration=data)
+    bare = sparsecc.prune(net, (data[0],), recipe=recipe[:1], calibration=data)
+    assert result.certificate.status == "VERIFIED"
+    assert change(net, result, data) < change(net, bare, data)
+    assert not torch.equal(result.model[3].weight, bare.model[3].weight)
+
+
 def test_blocks_that_were_taken_out_stay_out() -> None:
     """A residual branch that depth pruning removed is no constant of the sum that it joined."""
     net, data = stack()

@@ -18,6 +18,7 @@ from sparsecc.patterns.layers import FLOATS
 from sparsecc.plan import Action, Bypass, Skip
 from sparsecc.recovery.regions import Region, regions
 from sparsecc.recovery.sequential import Moment, Recovery, written
+from sparsecc.recovery.sums import wide
 from sparsecc.reference.masked import at_kept
 from sparsecc.selection import selected
 from sparsecc.subject import Step
@@ -179,7 +180,7 @@ def _distance(
     With ``axis``, that of channels, rows count by what is usual over their own mean square.
     """
     masks = keeps.value(value, got.shape)
-    got, wanted = (at_kept(x, masks) for x in (got, wanted))
+    got, wanted = (wide(at_kept(x, masks)) for x in (got, wanted))
     error, size = (got - wanted).square(), wanted.square()
     if axis is not None and got.dim() >= -axis:
         error, size = error.mean(axis), size.mean(axis)
@@ -233,8 +234,8 @@ class Training:
     def _channels(self, recovery: Recovery) -> int:
         """The axis of channels behind the last product, from the end."""
         at = recovery.statistics.readings.at
-        last = [r for call in self.region.calls for r in at.get(call, ())][-1]
-        return -(len(last.dims) - 1) if last.is_conv else -1
+        products = [r for call in self.region.calls for r in at.get(call, ())]
+        return -(len(products[-1].dims) - 1) if products and products[-1].is_conv else -1
 
     @contextmanager
     def _with(self, recovery: Recovery, leaves: Named) -> Iterator[None]:

@@ -69,8 +69,8 @@ def sums(
     """Over batches: x the rows of ``towards``, z the ``columns`` of those of ``pruned``."""
     total: Sums | None = None
     for original, step in zip(towards, pruned, strict=True):
-        read = _wide(reading.rows(step))
-        aim = read if original is step else _wide(reading.rows(original))
+        read = wide(reading.rows(step))
+        aim = read if original is step else wide(reading.rows(original))
         z = read[:, :, columns]
         weight = weigh(aim)[None, :, None]
         weighted = z * weight
@@ -97,9 +97,10 @@ def relative(reading: Reading, matrix: torch.Tensor, steps: Sequence[Step]) -> W
     def given(rows: torch.Tensor) -> torch.Tensor:
         return (rows @ matrix.transpose(1, 2)).square().mean((0, 2))
 
-    usual = torch.cat([given(_wide(reading.rows(step))) for step in steps]).median()
+    usual = torch.cat([given(wide(reading.rows(step))) for step in steps]).median()
     return lambda rows: usual / (given(rows) + usual) if usual > 0 else equal(rows)
 
 
-def _wide(x: torch.Tensor) -> torch.Tensor:
+def wide(x: torch.Tensor) -> torch.Tensor:
+    """In float32 at least."""
     return x if x.dtype == torch.float64 else x.float()
