@@ -28,6 +28,11 @@ _INNER = _CHANNELS.format(0.25)
 #: the fixed Fourier basis of the voice detector
 _BASIS = "exclude=('stft',)"
 
+# what least squares were before their damping was found and rows counted relatively
+_LS = "Reconstruction(rows='equal', damping=0.01)"
+_LS_ALL = "Reconstruction(layers='all', rows='equal', damping=0.01)"
+_LS_OWN = "Reconstruction(towards='own', rows='equal', damping=0.01)"
+
 EXPERIMENTS: tuple[Experiment, ...] = (
     # -- ResNet-20
     Experiment("resnet20", "2:4, magnitude", "NMPattern()"),
@@ -66,20 +71,25 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     Experiment("resnet20", "25 % of inner channels, gamma", _INNER, "bn"),
     Experiment("resnet20", "the same, OBS, norms", f"{_INNER}; BatchNormReestimation()", "obs", 4),
     Experiment("resnet20", "the same, OBS, biases", f"{_INNER}; BiasCorrection()", "obs", 4),
-    Experiment("resnet20", "the same, OBS, least squares", f"{_INNER}; Reconstruction()", "obs", 4),
+    Experiment("resnet20", "the same, OBS, least squares", f"{_INNER}; {_LS}", "obs", 4),
+    Experiment(
+        "resnet20", "the same, OBS, least squares, relative rows, found damping",
+        f"{_INNER}; Reconstruction()", "obs", 4,
+    ),
+    Experiment("resnet20", "the same, OBS, distillation", f"{_INNER}; Distillation()", "obs", 4),
     Experiment(
         "resnet20", "the same, OBS, least squares, norms",
-        f"{_INNER}; Reconstruction(layers='all'); BatchNormReestimation()", "obs", 4,
+        f"{_INNER}; {_LS_ALL}; BatchNormReestimation()", "obs", 4,
     ),
     Experiment("resnet20", "10 % of inner channels, L2", _CHANNELS.format(0.1)),
     Experiment(
         "resnet20", "10 % of inner channels, OBS, least squares",
-        f"{_CHANNELS.format(0.1)}; Reconstruction()", "obs", 4,
+        f"{_CHANNELS.format(0.1)}; {_LS}", "obs", 4,
     ),
     Experiment("resnet20", "50 % of inner channels, L2", _CHANNELS.format(0.5)),
     Experiment(
         "resnet20", "50 % of inner channels, OBS, least squares",
-        f"{_CHANNELS.format(0.5)}; Reconstruction()", "obs", 4,
+        f"{_CHANNELS.format(0.5)}; {_LS}", "obs", 4,
     ),
     # -- VGG
     Experiment("vgg", "2:4, magnitude", "NMPattern()"),
@@ -91,13 +101,13 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     Experiment("vgg", "25 % of channels, OBS", _CHANNELS.format(0.25), "obs", 4),
     Experiment(
         "vgg", "25 % of channels, OBS, least squares",
-        f"{_CHANNELS.format(0.25)}; Reconstruction()", "obs", 4,
+        f"{_CHANNELS.format(0.25)}; {_LS}", "obs", 4,
     ),
     Experiment("vgg", "50 % of channels, L2", _CHANNELS.format(0.5)),
     Experiment("vgg", "50 % of channels, OBS", _CHANNELS.format(0.5), "obs", 4),
     Experiment(
         "vgg", "50 % of channels, OBS, least squares",
-        f"{_CHANNELS.format(0.5)}; Reconstruction()", "obs", 4,
+        f"{_CHANNELS.format(0.5)}; {_LS}", "obs", 4,
     ),
     # -- EfficientNet-Lite0
     Experiment("efficientnet_lite0", "30 %, magnitude", "ElementPruning(sparsity=0.3)"),
@@ -110,7 +120,7 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     Experiment("efficientnet_lite0", "10 % of inner channels, L2", _CHANNELS.format(0.1)),
     Experiment(
         "efficientnet_lite0", "10 % of inner channels, OBS, least squares",
-        f"{_CHANNELS.format(0.1)}; Reconstruction()", "obs", 8,
+        f"{_CHANNELS.format(0.1)}; {_LS}", "obs", 8,
     ),
     # -- MiniLM
     Experiment("minilm", "2:4, magnitude", "NMPattern()"),
@@ -125,10 +135,18 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     Experiment("minilm", "50 %, SparseGPT", "SparseGPT(sparsity=0.5)", batches=16),
     Experiment("minilm", "25 % of neurons, L2", _INNER),
     Experiment("minilm", "25 % of neurons, Wanda", _INNER, "wanda", 16),
-    Experiment("minilm", "25 % of neurons, OBS, least squares", f"{_INNER}; Reconstruction()", "obs", 16),
+    Experiment("minilm", "25 % of neurons, OBS, least squares", f"{_INNER}; {_LS}", "obs", 16),
+    Experiment(
+        "minilm", "25 % of neurons, OBS, least squares, relative rows, found damping",
+        f"{_INNER}; Reconstruction()", "obs", 16,
+    ),
+    Experiment(
+        "minilm", "25 % of neurons, OBS, least squares, distillation",
+        f"{_INNER}; Reconstruction(); Distillation(epochs=5, rate=0.005)", "obs", 16,
+    ),
     Experiment(
         "minilm", "50 % of neurons, OBS, least squares",
-        f"{_CHANNELS.format(0.5)}; Reconstruction()", "obs", 16,
+        f"{_CHANNELS.format(0.5)}; {_LS}", "obs", 16,
     ),
     # -- PP-OCR
     Experiment("ppocr_rec", "30 %, magnitude", "ElementPruning(sparsity=0.3)"),
@@ -143,11 +161,11 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     Experiment("silero_vad", "25 % of channels, L2", f"ChannelPruning(sparsity=0.25, {_BASIS})"),
     Experiment(
         "silero_vad", "25 % of channels, OBS, least squares",
-        f"ChannelPruning(sparsity=0.25, {_BASIS}); Reconstruction()", "obs", 4,
+        f"ChannelPruning(sparsity=0.25, {_BASIS}); {_LS}", "obs", 4,
     ),
     Experiment(
         "silero_vad", "50 % of channels, OBS, least squares",
-        f"ChannelPruning(sparsity=0.5, {_BASIS}); Reconstruction()", "obs", 4,
+        f"ChannelPruning(sparsity=0.5, {_BASIS}); {_LS}", "obs", 4,
     ),
     # -- SmolLM2
     Experiment("smollm2", "50 %, magnitude", f"ElementPruning(sparsity=0.5, {_HEAD})"),
@@ -162,10 +180,14 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     ),
     Experiment("smollm2", "25 % of FFN neurons, Wanda", _FFN, "wanda", 16),
     Experiment("smollm2", "25 % of FFN neurons, OBS", _FFN, "obs", 16),
-    Experiment("smollm2", "the same, Wanda, least squares", f"{_FFN}; Reconstruction()", "wanda", 16),
+    Experiment("smollm2", "the same, Wanda, least squares", f"{_FFN}; {_LS}", "wanda", 16),
     Experiment(
         "smollm2", "the same, least squares on its own stream",
-        f"{_FFN}; Reconstruction(towards='own')", "wanda", 16,
+        f"{_FFN}; {_LS_OWN}", "wanda", 16,
+    ),
+    Experiment(
+        "smollm2", "the same, OBS, relative rows, found damping, 128 chunks",
+        f"{_FFN}; Reconstruction(towards='own')", "obs", 128,
     ),
     Experiment("smollm2", "2 of 60 blocks", "DepthPruning(sparsity=0.034, rank='influence')", batches=8),
 )  # fmt: skip
