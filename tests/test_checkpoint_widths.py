@@ -130,7 +130,7 @@ def mask_llama(model: Any, cut: dict[str, torch.Tensor], layers: dict[int, int])
         only(layer.self_attn.o_proj.weight, rows, 1)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.bfloat16, marks=pytest.mark.nightly)])
 def test_llama_loses_a_layer_neurons_and_heads(tmp_path: Path, dtype: torch.dtype) -> None:
     config = llama(num_hidden_layers=3)
     model = on_disk(tmp_path / "in", config, dtype)
@@ -182,6 +182,7 @@ def test_gpt2_loses_a_layer_and_neurons(tmp_path: Path) -> None:
     same(reloaded(tmp_path / "out"), model)
 
 
+@pytest.mark.nightly
 def test_opt_loses_neurons(tmp_path: Path) -> None:
     model = on_disk(tmp_path / "in", opt())
     found = prune_checkpoint(empty(opt()), {"input_ids": IDS}, tmp_path / "in", tmp_path / "out", [NEURONS])

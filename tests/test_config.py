@@ -90,7 +90,7 @@ def differing(old: Any, new: Any) -> dict[str, Any]:
                          "num_key_value_heads": 2}),
         (qwen2, "ChannelPruning(sparsity=0.5)", {"hidden_size": 32, "intermediate_size": 64, "head_dim": 16}),
         (bert, WIDTHS, {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2}),
-        (gpt2, WIDTHS, {"n_embd": 32, "n_head": 2}),
+        pytest.param(gpt2, WIDTHS, {"n_embd": 32, "n_head": 2}, marks=pytest.mark.nightly),
         (gpt2, INNER, {"n_inner": 128}),
         (vit, INNER, {"intermediate_size": 32}),
     ],

@@ -643,7 +643,7 @@ def test_permutation_after_pruning_reorders_what_is_left() -> None:
     assert all(has_pattern(result.model[i].weight, 1, 2, 4) for i in (0, 2, 4))
 
 
-@settings(max_examples=settings().max_examples // 2 if NIGHTLY else 15)
+@settings(max_examples=settings().max_examples // 2 if NIGHTLY else 10)
 @given(nets(), st.sampled_from(["2:4", "1:2", "1:3"]), st.booleans())
 def test_any_network_with_a_pattern_is_verified(net: Net, pattern: str, permute: bool) -> None:
     note(f"Net({net.steps}, {net.kind!r}, 0, {net.form})")

@@ -30,7 +30,7 @@ steps = st.lists(
 )
 
 
-@settings(max_examples=settings().max_examples if NIGHTLY else 20)
+@settings(max_examples=settings().max_examples if NIGHTLY else 15)
 @given(seed=st.sampled_from(list(SEEDS)), steps=steps)
 def test_damaged_models_are_refused_or_verified(
     sandbox: Sandbox, seed: str, steps: list[tuple[str, int]]

@@ -102,7 +102,7 @@ def checked(net: Net, seed: int, whole: bool = True) -> TorchSubject:
     return subject
 
 
-@settings(max_examples=settings().max_examples if NIGHTLY else 40)
+@settings(max_examples=settings().max_examples if NIGHTLY else 30)
 @given(nets(), st.integers(0, 99))
 def test_any_plan_of_any_network_computes_masked_semantics(net: Net, seed: int) -> None:
     note(f"Net({net.steps}, {net.kind!r}, 0, {net.form})")

@@ -24,7 +24,23 @@ from sparsecc.errors import UnsupportedModel, VerificationFailed
 SAMPLE = [(key, path, floor) for path, floors in FLOORS.items() for key, floor in floors.items()]
 
 
-@pytest.mark.parametrize(("key", "path", "floor"), SAMPLE, ids=[f"{k}-{p}" for k, p, _ in SAMPLE])
+#: the slowest of the sample, of families that others stand for
+SLOW = {
+    ("hf/gpt2", "onnx"),
+    ("timm/test_vit", "onnx"),
+    ("hf/xlstm", "torch"),
+    ("hf/swinv2", "torch"),
+    ("hf/t5", "torch"),
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "path", "floor"),
+    [
+        pytest.param(k, p, f, id=f"{k}-{p}", marks=[pytest.mark.nightly] if (k, p) in SLOW else [])
+        for k, p, f in SAMPLE
+    ],
+)
 def test_sample(key: str, path: GraphPath, floor: float) -> None:
     row = measure(find(*key.split("/")), path)
     assert row.outcome == "verified", row.message
