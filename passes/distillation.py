@@ -22,8 +22,9 @@ class Distillation(Pass):
     Adam over the calibration data.  A part ends behind two products in a row, where a single value is all
     that goes on from it, and is trained on what it reads in the pruned model; pruned elements stay zero.
     One batch in eight is not trained on: the values that do best on those are taken, and the old ones if
-    none do better (behind ``Reconstruction``, which has used all batches, hardly any do).  Layer-wise distillation, with hints as in Romero et al., "FitNets" (2015), section 2.2,
-    at every part instead of one.
+    none do better (behind ``Reconstruction``, which has used all batches, hardly any do).
+    Layer-wise distillation, with hints as in Romero et al., "FitNets" (2015), section 2.2, at every part
+    instead of one.
 
     ``layers``: ``"cut"``, parts that lost something, or ``"all"``.  ``towards``: the outputs of the
     ``"original"`` model, which makes up for earlier parts as well, or the part's ``"own"``, had it lost
