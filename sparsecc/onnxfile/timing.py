@@ -15,7 +15,7 @@ from sparsecc.onnxfile.model import OnnxFile, to_numpy
 
 @contextmanager
 def timed_call(file: OnnxFile, inputs: Mapping[str, torch.Tensor]) -> Iterator[Callable[[], object]]:
-    """A call of the model on onnxruntime's CPU provider.
+    """A call of the model on onnxruntime's CPU provider, with as many threads as PyTorch has.
 
     Raises ``UnsupportedModel`` where onnxruntime is missing or cannot run the model.
     """
@@ -25,6 +25,7 @@ def timed_call(file: OnnxFile, inputs: Mapping[str, torch.Tensor]) -> Iterator[C
         raise UnsupportedModel("onnxruntime is not installed here: pip install onnxruntime") from error
     options = ort.SessionOptions()
     options.log_severity_level = 4
+    options.intra_op_num_threads = torch.get_num_threads()
     feeds = {name: to_numpy(value) for name, value in inputs.items()}
     with tempfile.TemporaryDirectory(prefix="sparsecc-") as folder:
         path = file.path
