@@ -10,7 +10,7 @@ from sparsecc.errors import InvalidOption
 from sparsecc.recovery.needs import needed
 from sparsecc.saliency import Saliency
 from sparsecc.selection import check_names
-from sparsecc.transform import Choice, Pass, check_count
+from sparsecc.transform import Choice, Pass, check_choice, check_count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,12 +48,9 @@ class Distillation(Pass):
         check_count("epochs", self.epochs)
         if not self.rate > 0:
             raise InvalidOption(f"rate={self.rate!r}: give a positive share, such as 0.02")
-        if self.layers not in ("cut", "all"):
-            raise InvalidOption(f"layers={self.layers!r}: give 'cut' or 'all'")
-        if self.towards not in ("original", "own"):
-            raise InvalidOption(f"towards={self.towards!r}: give 'original' or 'own'")
-        if self.rows not in ("equal", "relative"):
-            raise InvalidOption(f"rows={self.rows!r}: give 'equal' or 'relative'")
+        check_choice("layers", self.layers, ("cut", "all"))
+        check_choice("towards", self.towards, ("original", "own"))
+        check_choice("rows", self.rows, ("equal", "relative"))
         check_names(self.include, self.exclude)
 
     def choose(self, analysis: Analysis, saliency: Saliency | None = None) -> Choice:

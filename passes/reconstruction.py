@@ -10,7 +10,7 @@ from sparsecc.errors import InvalidOption
 from sparsecc.recovery.needs import needed
 from sparsecc.saliency import Saliency
 from sparsecc.selection import check_names
-from sparsecc.transform import Choice, Pass
+from sparsecc.transform import Choice, Pass, check_choice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +40,9 @@ class Reconstruction(Pass):
     turn: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
-        if self.layers not in ("cut", "all"):
-            raise InvalidOption(f"layers={self.layers!r}: give 'cut' or 'all'")
-        if self.towards not in ("original", "own"):
-            raise InvalidOption(f"towards={self.towards!r}: give 'original' or 'own'")
-        if self.rows not in ("equal", "relative"):
-            raise InvalidOption(f"rows={self.rows!r}: give 'equal' or 'relative'")
+        check_choice("layers", self.layers, ("cut", "all"))
+        check_choice("towards", self.towards, ("original", "own"))
+        check_choice("rows", self.rows, ("equal", "relative"))
         if self.damping is not None and not self.damping > 0:
             raise InvalidOption(f"damping={self.damping!r}: give a positive share, such as 0.01, or None")
         check_names(self.include, self.exclude)

@@ -97,6 +97,12 @@ def check_share(name: str, value: float) -> None:
         raise InvalidOption(f"{name}={value!r}: give the share of positions to remove, 0 <= {name} < 1")
 
 
+def check_choice(name: str, value: str, known: tuple[str, ...]) -> None:
+    """Raise InvalidOption unless ``value`` is one of those that are known."""
+    if value not in known:
+        raise InvalidOption(f"{name}={value!r}: give {' or '.join(map(repr, known))}")
+
+
 def check_count(name: str, value: int) -> None:
     """Raise InvalidOption unless ``value`` is a positive integer."""
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:

@@ -72,7 +72,7 @@ def test_parts_repeat_what_the_pruned_model_computes(name: str, monkeypatch: pyt
     kept = ChannelPruning(sparsity=0.5).choose(subject.analysis).kept
     analysis = subject.analysis.after(Given(kept=subject.analysis.feasible(kept)))
     divided(subject.view, list(regions(analysis, statistics.readings, analysis.keeps(analysis.given.kept))))
-    found = distill(analysis, statistics, Schedule(1, 0.1), everything=True)
+    found = distill(analysis, statistics, Schedule(1, 0.1, "relative"), everything=True)
     assert {s.where for s in found.skips if s.reason == "only repeated"} == set(repeated)
     assert repeated or not statistics.readings.of or found.skips
 

@@ -51,7 +51,7 @@ class Schedule:
 
     epochs: int
     rate: float
-    rows: Literal["equal", "relative"] = "relative"
+    rows: Literal["equal", "relative"]
 
 
 def distill(

@@ -75,10 +75,10 @@ class Options:
     count alike, or relative to what the layer gives for them.
     """
 
-    damping: float | None = None
-    everything: bool = False
-    own: bool = False
-    rows: Literal["equal", "relative"] = "equal"
+    damping: float | None
+    everything: bool
+    own: bool
+    rows: Literal["equal", "relative"]
 
 
 def reconstruct(
