@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sparsecc.allocation import Allocation, allocate
 from sparsecc.axes.analysis import Analysis
+from sparsecc.removal import RemovalPass
 from sparsecc.saliency import Saliency
-from sparsecc.selection import Selected, check_options, select
-from sparsecc.transform import Choice, Pass
+from sparsecc.selection import select
+from sparsecc.transform import Choice
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChannelPruning(Pass):
+class ChannelPruning(RemovalPass):
     """Removes the least salient channels of every coupled group.
 
     Before: ``conv1[64,3,3,3] -> bn1[64] -> conv2[64,64,3,3]``.  After, with ``sparsity=0.5``:
@@ -24,32 +24,11 @@ class ChannelPruning(Pass):
     whether widths that residual sums share may shrink.
     """
 
-    sparsity: float = 0.5
-    allocation: Allocation = "uniform"
-    multiple_of: int = 1
-    min_keep: int = 1
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
     residual: bool = True
-
-    def __post_init__(self) -> None:
-        check_options(
-            self.sparsity, self.multiple_of, self.min_keep, self.allocation, self.include, self.exclude
-        )
 
     def choose(self, analysis: Analysis, saliency: Saliency | None = None) -> Choice:
         """Least salient positions of every channel group that may be touched."""
-        chosen: Selected = select(
+        chosen = select(
             analysis, ("channel",), include=self.include, exclude=self.exclude, residual=self.residual
         )
-        ranking = saliency or Saliency(analysis)
-        groups, unknown = ranking.rankable(chosen.groups)
-        kept = allocate(
-            groups,
-            ranking,
-            self.sparsity,
-            allocation=self.allocation,
-            multiple_of=self.multiple_of,
-            min_keep=self.min_keep,
-        )
-        return Choice(kept, (), (*chosen.skips, *unknown))
+        return self.removed(analysis, saliency, chosen)

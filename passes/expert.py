@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from sparsecc.allocation import Allocation, allocate
 from sparsecc.axes.analysis import Analysis
 from sparsecc.plan import Skip
+from sparsecc.removal import RemovalPass
 from sparsecc.saliency import Saliency
-from sparsecc.selection import Selected, check_options, select
-from sparsecc.transform import Choice, Pass
+from sparsecc.selection import select
+from sparsecc.transform import Choice
 
 
 @dataclass(frozen=True, kw_only=True)
-class ExpertPruning(Pass):
+class ExpertPruning(RemovalPass):
     """Removes the least salient experts, found from the graph: their matrices and their rows of the router.
 
     Experts are positions of an axis along which the matrices of a parameter are stacked, and along which a
@@ -29,32 +29,11 @@ class ExpertPruning(Pass):
     left alone, with the reason.
     """
 
-    sparsity: float = 0.5
-    allocation: Allocation = "uniform"
-    multiple_of: int = 1
-    min_keep: int = 1
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        check_options(
-            self.sparsity, self.multiple_of, self.min_keep, self.allocation, self.include, self.exclude
-        )
-
     def choose(self, analysis: Analysis, saliency: Saliency | None = None) -> Choice:
         """Least salient experts of every router."""
-        chosen: Selected = select(analysis, ("expert",), include=self.include, exclude=self.exclude)
-        ranking = saliency or Saliency(analysis)
-        groups, unknown = ranking.rankable(chosen.groups)
-        kept = allocate(
-            groups,
-            ranking,
-            self.sparsity,
-            allocation=self.allocation,
-            multiple_of=self.multiple_of,
-            min_keep=self.min_keep,
-        )
-        return Choice(kept, (), (*chosen.skips, *unknown, *_left(analysis)))
+        chosen = select(analysis, ("expert",), include=self.include, exclude=self.exclude)
+        found = self.removed(analysis, saliency, chosen)
+        return replace(found, skips=(*found.skips, *_left(analysis)))
 
 
 def _left(analysis: Analysis) -> tuple[Skip, ...]:

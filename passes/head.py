@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sparsecc.allocation import Allocation, allocate
 from sparsecc.axes.analysis import Analysis
+from sparsecc.removal import RemovalPass
 from sparsecc.saliency import Saliency
-from sparsecc.selection import Selected, check_options, select
-from sparsecc.transform import Choice, Pass
+from sparsecc.selection import select
+from sparsecc.transform import Choice
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadPruning(Pass):
+class HeadPruning(RemovalPass):
     """Removes the least salient heads of every attention, found from the graph.
 
     Heads are the free batch positions of a product of two activations.  With grouped queries the
@@ -25,32 +25,11 @@ class HeadPruning(Pass):
     other options are those of ``ChannelPruning``.
     """
 
-    sparsity: float = 0.5
-    allocation: Allocation = "uniform"
-    multiple_of: int = 1
-    min_keep: int = 1
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
     heads: bool = True
     head_dims: bool = False
-
-    def __post_init__(self) -> None:
-        check_options(
-            self.sparsity, self.multiple_of, self.min_keep, self.allocation, self.include, self.exclude
-        )
 
     def choose(self, analysis: Analysis, saliency: Saliency | None = None) -> Choice:
         """Least salient heads (and head dimensions) of every attention."""
         kinds = (*(("head",) if self.heads else ()), *(("head_dim",) if self.head_dims else ()))
-        chosen: Selected = select(analysis, kinds, include=self.include, exclude=self.exclude)
-        ranking = saliency or Saliency(analysis)
-        groups, unknown = ranking.rankable(chosen.groups)
-        kept = allocate(
-            groups,
-            ranking,
-            self.sparsity,
-            allocation=self.allocation,
-            multiple_of=self.multiple_of,
-            min_keep=self.min_keep,
-        )
-        return Choice(kept, (), (*chosen.skips, *unknown))
+        chosen = select(analysis, kinds, include=self.include, exclude=self.exclude)
+        return self.removed(analysis, saliency, chosen)
