@@ -19,6 +19,7 @@ from sparsecc.passes.head import HeadPruning
 from sparsecc.passes.kernel import KernelPruning
 from sparsecc.passes.layerwise import SparseGPT, Wanda
 from sparsecc.passes.nm_pattern import NMPattern
+from sparsecc.passes.parameter_folding import ParameterFolding
 from sparsecc.passes.reconstruction import Reconstruction
 from sparsecc.passes.reestimation import BatchNormReestimation, BiasCorrection
 from sparsecc.transform import Pass
@@ -32,6 +33,7 @@ PASSES: dict[str, type[Pass]] = {
         ExpertPruning,
         DepthPruning,
         DeadChannelElimination,
+        ParameterFolding,
         NMPattern,
         SparseGPT,
         Wanda,
@@ -79,6 +81,7 @@ __all__ = [
     "HeadPruning",
     "KernelPruning",
     "NMPattern",
+    "ParameterFolding",
     "Reconstruction",
     "SparseGPT",
     "Wanda",

@@ -11,7 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sparsecc.api import Compiled, Pruned, analyze, compile, load, prune, slim, targets, verify
+    from sparsecc.api import Compiled, Pruned, analyze, compile, fold, load, prune, slim, targets, verify
     from sparsecc.axes.analysis import Analysis
     from sparsecc.calibration.data import CalibrationData
     from sparsecc.errors import (
@@ -37,6 +37,7 @@ _HOMES = {
         "Pruned",
         "analyze",
         "compile",
+        "fold",
         "load",
         "prune",
         "slim",
@@ -81,6 +82,7 @@ __all__ = [
     "VerificationFailed",
     "analyze",
     "compile",
+    "fold",
     "load",
     "prune",
     "quantize",

@@ -17,7 +17,15 @@ from sparsecc.compiled import Built, Compiled, load
 from sparsecc.errors import InvalidOption
 from sparsecc.lowered import certify_artifact, check_lowered, lowered
 from sparsecc.memory import within_memory
-from sparsecc.passes import ChannelPruning, DeadChannelElimination, HeadPruning, NMPattern, SparseGPT, known
+from sparsecc.passes import (
+    ChannelPruning,
+    DeadChannelElimination,
+    HeadPruning,
+    NMPattern,
+    ParameterFolding,
+    SparseGPT,
+    known,
+)
 from sparsecc.patterns.lacking import lacking_note
 from sparsecc.pipeline import Progress, Pruned, Ranking, open_subject, run, settle, silent
 from sparsecc.plan import Plan
@@ -29,7 +37,7 @@ from sparsecc.target import targets as _targets
 from sparsecc.transform import Pass, check_share
 from sparsecc.verification import Certificate, certify
 
-__all__ = ["Compiled", "Pruned", "analyze", "compile", "load", "prune", "slim", "targets", "verify"]
+__all__ = ["Compiled", "Pruned", "analyze", "compile", "fold", "load", "prune", "slim", "targets", "verify"]
 
 
 @within_memory()
@@ -141,6 +149,40 @@ def slim(
         model,
         example_inputs,
         [DeadChannelElimination()],
+        verify=verify,
+        dynamic_shapes=dynamic_shapes,
+        latency=latency,
+        progress=progress,
+    )
+
+
+@within_memory()
+def fold(
+    model: Any,
+    example_inputs: Any = None,
+    *,
+    dynamic_shapes: Any = None,
+    latency: bool = False,
+    verify: bool = True,
+    progress: Progress = silent,
+) -> Pruned:
+    """Store what a model computes from its parameters alone, so that it can be pruned like a weight.
+
+    Weight normalisation and standardisation, and tables that a small network makes, keep whole axes from
+    being pruned (frozen as "parameters only").  The result equals the original; a PyTorch model comes back as
+    a graph module.  Takes and raises what ``prune`` does; needs no criterion and no data.
+
+    >>> import torch
+    >>> from torch.nn.utils.parametrizations import weight_norm
+    >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), weight_norm(torch.nn.Linear(16, 4)))
+    >>> folded = fold(net, (torch.randn(2, 8),))
+    >>> folded.certificate.status, len(prune(folded.model, (torch.randn(2, 8),)).report.groups)
+    ('VERIFIED', 1)
+    """
+    return run(
+        model,
+        example_inputs,
+        [ParameterFolding()],
         verify=verify,
         dynamic_shapes=dynamic_shapes,
         latency=latency,

@@ -17,7 +17,7 @@ from sparsecc.axes.analysis import Analysis, Group
 from sparsecc.axes.terms import atoms, resolve
 from sparsecc.errors import InvalidOption
 from sparsecc.graph import Call, Value, View
-from sparsecc.plan import Bypass, Skip
+from sparsecc.plan import Action, Bypass, Fold, Skip
 from sparsecc.saliency import Saliency
 
 
@@ -346,12 +346,14 @@ def bypasses(analysis: Analysis, blocks: Sequence[Block]) -> list[Bypass]:
     return out
 
 
-def dropped(view: View, actions: Iterable[Bypass]) -> Dropped:
-    """Calls and weights that were needed before blocks are bypassed, and are not afterwards."""
-    around = {a.output: a.source for a in actions}
-    if not around:
+def dropped(view: View, actions: Iterable[Action]) -> Dropped:
+    """Calls and weights that are needed no more once blocks are bypassed and values stored."""
+    cuts = [a for a in actions if isinstance(a, (Bypass, Fold))]
+    around = {a.output: a.source for a in cuts if isinstance(a, Bypass)}
+    stored = frozenset(a.output for a in cuts if isinstance(a, Fold))
+    if not cuts:
         return Dropped(frozenset(), frozenset())
-    before, after = _needed(view, {}), _needed(view, around)
+    before, after = _needed(view, {}), _needed(view, around, stored)
     gone = before - after
     results = {v for c in gone for v in c.outputs}
     for call in view.calls:  # results that nobody reads, of operators that change a value in place
@@ -369,7 +371,7 @@ def lost(group: Group, gone: Dropped) -> bool:
     return bool(gone.weights) and all(m.weight in gone.weights for m in group.members)
 
 
-def _needed(view: View, around: dict[str, str]) -> set[Call]:
+def _needed(view: View, around: dict[str, str], stored: frozenset[str] = frozenset()) -> set[Call]:
     """Calls that the outputs depend on."""
     known = {v.name: v for c in view.calls for v in c.outputs} | {v.name: v for v in view.inputs}
 
@@ -381,7 +383,7 @@ def _needed(view: View, around: dict[str, str]) -> set[Call]:
     wanted = {followed(v) for v in view.outputs}
     needed: set[Call] = set()
     for call in reversed(view.calls):
-        if any(v in wanted for v in call.outputs):
+        if any(v in wanted and v.name not in stored for v in call.outputs):
             needed.add(call)
             wanted.update(followed(v) for v in call.inputs if v is not None)
     return needed

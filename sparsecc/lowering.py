@@ -16,7 +16,7 @@ from sparsecc.axes.terms import Kept, Places, Term, as_mask, as_order, atoms, re
 from sparsecc.blocks import dropped
 from sparsecc.errors import InvalidOption, PlanConflict
 from sparsecc.graph import Call
-from sparsecc.plan import Action, Bypass, Decision, Pattern, Plan, Renumber, SetAttr, SetShape, Skip, Take
+from sparsecc.plan import Action, Decision, Pattern, Plan, Renumber, SetAttr, SetShape, Skip, Take
 
 
 def lower(
@@ -43,7 +43,7 @@ def lower(
     if empty is not None:
         raise InvalidOption(f"an axis {empty!r} would keep none of its positions; keep at least one")
     _check_distinct(analysis, keeps)
-    gone = dropped(analysis.view, (a for a in extra if isinstance(a, Bypass)))
+    gone = dropped(analysis.view, extra)
     cuts = (*_takes(analysis, keeps), *_constant_actions(analysis, keeps))
     takes = [t for t in cuts if t.weight not in gone.weights]
     sizes = [a for a in _node_actions(analysis, keeps) if a.node not in gone.calls]

@@ -14,7 +14,7 @@ from sparsecc.blocks import dropped, lost
 from sparsecc.errors import InvalidOption, PlanConflict
 from sparsecc.lowering import lower
 from sparsecc.memory import without_collecting
-from sparsecc.plan import Action, Bypass, Mask, Pattern, Plan, Skip
+from sparsecc.plan import Action, Mask, Pattern, Plan, Skip
 from sparsecc.report import Report
 from sparsecc.saliency import Saliency
 from sparsecc.subject import Applied, Subject
@@ -123,13 +123,13 @@ def given(analysis: Analysis, kept: Mapping[str, Kept], actions: Sequence[Action
     for action in actions:
         if isinstance(action, Mask):
             masks[action.weight] = masks.get(action.weight, True) & action.keep
-    gone = dropped(analysis.view, (a for a in actions if isinstance(a, Bypass)))
+    gone = dropped(analysis.view, actions)
     return Given(kept, masks, gone.weights, tuple(actions))
 
 
 def _without(analysis: Analysis, actions: Sequence[Action]) -> Analysis:
     """The analysis without groups that go with bypassed blocks."""
-    gone = dropped(analysis.view, (a for a in actions if isinstance(a, Bypass)))
+    gone = dropped(analysis.view, actions)
     return analysis.restricted(g for g in analysis.groups if not lost(g, gone)) if gone.weights else analysis
 
 

@@ -114,6 +114,19 @@ class Bypass:
     arrays: ClassVar[tuple[str, ...]] = ()
 
 
+@dataclass(frozen=True, eq=False)
+class Fold:
+    """Store the value ``output``, which is computed from parameters alone, as the parameter ``parameter``.
+
+    ``values`` are float64 for floats; they are stored in the dtype of the value.
+    """
+
+    output: str
+    parameter: str
+    values: Array
+    arrays: ClassVar[tuple[str, ...]] = ("values",)
+
+
 @dataclass(frozen=True)
 class Replace:
     """Put ``identity`` or ``relu`` in the place of a module, or ``nothing``: then it leaves its list."""
@@ -123,9 +136,9 @@ class Replace:
     arrays: ClassVar[tuple[str, ...]] = ()
 
 
-Action = Take | Mask | Write | Renumber | SetShape | SetAttr | SetModule | Bypass | Replace
+Action = Take | Mask | Write | Renumber | SetShape | SetAttr | SetModule | Bypass | Fold | Replace
 _ACTIONS: dict[str, type[Any]] = {
-    t.__name__: t for t in (Take, Mask, Write, Renumber, SetShape, SetAttr, SetModule, Bypass, Replace)
+    t.__name__: t for t in (Take, Mask, Write, Renumber, SetShape, SetAttr, SetModule, Bypass, Fold, Replace)
 }
 
 

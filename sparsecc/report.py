@@ -17,7 +17,7 @@ from sparsecc.blocks import Dropped, dropped, lost
 from sparsecc.cost import macs
 from sparsecc.errors import InvalidModel, UnsupportedModel
 from sparsecc.patterns.hardware import as_nm, use
-from sparsecc.plan import Bypass, Pattern, Plan
+from sparsecc.plan import Bypass, Fold, Pattern, Plan
 from sparsecc.verification.certificate import Certificate
 
 if TYPE_CHECKING:
@@ -85,11 +85,12 @@ class Report:
         analysis = subject.analysis
         keeps = analysis.keeps(kept)
         bypasses = list(applied.plan.of(Bypass))
-        gone = dropped(analysis.view, bypasses)
+        gone = dropped(analysis.view, applied.plan.actions)
+        folds = list(applied.plan.of(Fold))
         by = {d.group: d.by for d in applied.plan.decisions}
         return cls(
             before=sizes(analysis),
-            after=sizes(analysis, keeps, gone),
+            after=sizes(analysis, keeps, gone, folds),
             groups=tuple(
                 GroupLine(
                     g.name,
@@ -154,10 +155,18 @@ def measure_latency(subject: Subject, result: Timed) -> Mapping[str, Any]:
         return compare_latency(before, after, settle_s=0.03).to_json()
 
 
-def sizes(analysis: Analysis, keeps: Keeps | None = None, gone: Dropped | None = None) -> dict[str, int]:
+def sizes(
+    analysis: Analysis,
+    keeps: Keeps | None = None,
+    gone: Dropped | None = None,
+    folds: Sequence[Fold] = (),
+) -> dict[str, int]:
     """Parameters, their bytes, and MACs for the example input; of the whole model, or of what is left."""
-    count = size = 0
     view = analysis.view
+    stored = {f.output: f.values.size for f in folds}
+    made = {v.name: v.dtype for c in view.calls for v in c.outputs} if stored else {}
+    count = sum(stored.values())
+    size = sum(n * _BYTES.get(made[name], 4) for name, n in stored.items())
     for name, value in view.weights.items():
         if name not in view.parameters or (gone is not None and name in gone.weights):
             continue
@@ -320,6 +329,8 @@ def _action_text(action: Any) -> str:
         return f"{name} {action.weight}"
     if name == "Bypass":
         return f"Bypass {action.block}: {action.output} = {action.source}"
+    if name == "Fold":
+        return f"Fold {action.output} into {action.parameter}"
     if name == "Replace":
         return f"Replace {action.module} by {action.by}"
     holder = action.node if name == "SetAttr" else action.module

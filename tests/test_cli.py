@@ -174,12 +174,12 @@ def test_python_m_sparsecc() -> None:
     assert python("-m", "sparsecc", "prune").returncode == 2
 
 
-@pytest.mark.parametrize("name", ["inspect", "prune", "slim", "compile", "verify", "run", "targets"])
+@pytest.mark.parametrize("name", ["inspect", "prune", "slim", "fold", "compile", "verify", "run", "targets"])
 def test_every_command_has_help(sparsecc_: Sparsecc, name: str) -> None:
     done = sparsecc_(name, "--help")
     assert done.code == 0
     assert "--json" in done.out
-    if name in ("prune", "slim", "compile"):
+    if name in ("prune", "slim", "fold", "compile"):
         assert "which runs its code" in " ".join(done.out.split())
 
 
@@ -235,6 +235,12 @@ def test_slim_removes_only_what_is_dead(sparsecc_: Sparsecc, model: Path, tmp_pa
     assert done.code == 0, done.err
     assert widths(tmp_path / "s.onnx")[0] == [4, 7]
     assert sparsecc_("verify", model, "s.onnx").code == 0
+
+
+def test_fold_of_stored_weights_changes_nothing(sparsecc_: Sparsecc, model: Path, tmp_path: Path) -> None:
+    done = sparsecc_("fold", model, "-o", "f.onnx")
+    assert done.code == 0, done.err
+    assert (tmp_path / "f.onnx").read_bytes() == model.read_bytes()
 
 
 def test_a_pytorch_model_by_its_factory(sparsecc_: Sparsecc, factory: str, tmp_path: Path) -> None:
@@ -424,7 +430,7 @@ def test_the_input_is_not_overwritten(sparsecc_: Sparsecc, model: Path, tmp_path
     before = model.read_bytes()
     (tmp_path / "link.onnx").symlink_to(model)
     for output in ("m.onnx", "link.onnx", "./m.onnx"):
-        for name in ("prune", "slim", "compile"):
+        for name in ("prune", "slim", "fold", "compile"):
             target = ["--target", "onnx"] if name == "compile" else []
             done = sparsecc_(name, model, "-o", output, *target)
             assert done.code == 2

@@ -313,6 +313,8 @@ class Keeps:
         self.chosen = {t: m for t, m in chosen.items() if not m.all()}
         self.orders = orders or {}
         self._memo: dict[int, Keep | None] = {}
+        self._counts: dict[int, int] = {}
+        self._indices: dict[int, Places | None] = {}
         self._sizes: dict[Term, int] = {}
 
     def mask(self, term: Term) -> Keep | None:
@@ -321,14 +323,24 @@ class Keeps:
 
     def count(self, term: Term) -> int:
         """How many positions of an axis stay."""
-        mask = self.mask(term)
-        return resolve(term).size if mask is None else int(mask.sum())
+        root = resolve(term)
+        found = self._counts.get(root.serial)
+        if found is None:
+            mask = self.mask(root)
+            found = self._counts[root.serial] = root.size if mask is None else int(np.count_nonzero(mask))
+        return found
 
     def indices(self, term: Term) -> Places | None:
         """Kept positions of an axis in their new order, or None where all stay where they are."""
-        if is_reordered(term, self.orders):
-            return kept_places(term, self.chosen, self.orders, self._sizes)
-        mask = self.mask(term)
+        root = resolve(term)
+        if root.serial not in self._indices:
+            self._indices[root.serial] = self._found(root)
+        return self._indices[root.serial]
+
+    def _found(self, root: Term) -> Places | None:
+        if is_reordered(root, self.orders):
+            return kept_places(root, self.chosen, self.orders, self._sizes)
+        mask = self.mask(root)
         return None if mask is None else np.flatnonzero(mask)
 
     def masks(self, axes: Iterable[Term]) -> list[Keep | None]:

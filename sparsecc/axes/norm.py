@@ -85,5 +85,5 @@ def weight_norm(s: Solver, c: Call) -> list[list[Term]]:
         if dim == c.attrs["dim"]:
             s.equal(term, g[dim])
         else:
-            s.freeze(term, "parameters only", "takes norms over this axis of parameters")
+            s.derive(c, term, "takes norms over this axis of parameters")
     return [list(axes) for axes in (v, g)[: len(c.outputs)]]

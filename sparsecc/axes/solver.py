@@ -20,6 +20,8 @@ _INTEGERS = frozenset({"int8", "int16", "int32", "int64", "uint8"})
 #: operators that treat a table of parameters as features (relative positions), and do not make weights of it
 _FEATURES = frozenset({"linear", "layer_norm"})
 
+_FOLD = " (sparsecc.fold makes a parameter of what comes of it)"
+
 Axes = tuple[Term, ...]
 
 
@@ -64,6 +66,7 @@ class Solver:
         self.operands: dict[tuple[Call, int], Axes] = {}
         self.attentions: list[Attention] = []
         self.places = Positions()
+        self.derived: dict[Call, None] = {}
         self._static: set[Value] = set()
         self._call: Call | None = None
         self._solve()
@@ -160,18 +163,23 @@ class Solver:
         axes = self.of(call, index)
         dim %= len(axes)
         if self._is_static(call) and call.op not in _FEATURES:
-            self.freeze(axes[dim], "parameters only", "contracts over an axis of parameters alone")
+            self.derive(call, axes[dim], "contracts over an axis of parameters alone")
         self._facts(call).contractions.append((index, dim))
         if against is not None:
             other, axis = against
             self._facts(call).matched.append(((index, dim), (other, axis % len(self.of(call, other)))))
+
+    def derive(self, call: Call, term: Term, text: str) -> None:
+        """The call computes with all of ``term``, and reads parameters alone: what it gives can be stored."""
+        self.derived[call] = None
+        self.freeze(term, "parameters only", f"{text}{_FOLD}")
 
     def reduce(self, call: Call, index: int, dim: int) -> None:
         """The call reduces over ``dim`` of operand ``index`` (mean, norm, softmax, ...)."""
         axes = self.of(call, index)
         dim %= len(axes)
         if self._is_static(call) and call.op not in _FEATURES:
-            self.freeze(axes[dim], "parameters only", "reduces over an axis of parameters alone")
+            self.derive(call, axes[dim], "reduces over an axis of parameters alone")
         self._facts(call).reductions.append((index, dim))
 
     def size(self, call: Call, name: str, terms: list[tuple[Term, ...]] | tuple[Term, ...]) -> None:
@@ -308,6 +316,9 @@ class Solver:
     def give_up(self, call: Call, kind: str, text: str) -> None:
         """Freeze every axis that the call touches; its outputs get fresh frozen axes."""
         self.facts.pop(call, None)
+        if call.inputs and self._is_static(call):
+            self.derived[call] = None
+            text += _FOLD
         for index, value in enumerate(call.inputs):
             if value is not None and (value.kind == "const" or value in self.axes):
                 for term in self.of(call, index):

@@ -253,40 +253,34 @@ def prune(
     )
 
 
-@cli.command(
-    help="Remove what never matters: channels that are zero or constant. The result equals the original."
-    f"\n\n{_MODEL}"
-)
-@model_argument()
-@output_options
-@click.option("--plan-out", metavar="FILE", help="Also write the plan.")
-@command(*_PRUNING)
-def slim(
-    run: Run,
-    model: str,
-    inputs: tuple[str, ...],
-    dims: tuple[str, ...],
-    output: str,
-    plan_out: str | None,
-    force: bool,
-    no_verify: bool,
-    latency: bool,
-) -> None:
-    """See the help of the command."""
-    import sparsecc
+def _lossless(name: str, text: str) -> None:
+    """Add a command whose result equals the original."""
 
-    _produce(
-        run,
-        sparsecc.slim,
-        model,
-        inputs,
-        dims,
-        output,
-        plan_out,
-        force,
-        verify=not no_verify,
-        latency=latency,
-    )
+    @cli.command(name, help=f"{text} The result equals the original.\n\n{_MODEL}")
+    @model_argument()
+    @output_options
+    @click.option("--plan-out", metavar="FILE", help="Also write the plan.")
+    @command(*_PRUNING)
+    def lossless(
+        run: Run,
+        model: str,
+        inputs: tuple[str, ...],
+        dims: tuple[str, ...],
+        output: str,
+        plan_out: str | None,
+        force: bool,
+        no_verify: bool,
+        latency: bool,
+    ) -> None:
+        """See the help of the command."""
+        import sparsecc
+
+        options = {"verify": not no_verify, "latency": latency}
+        _produce(run, getattr(sparsecc, name), model, inputs, dims, output, plan_out, force, **options)
+
+
+_lossless("slim", "Remove what never matters: channels that are zero or constant.")
+_lossless("fold", "Store weights that the model computes from its parameters, so that they can be pruned.")
 
 
 def _produce(

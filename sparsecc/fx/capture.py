@@ -353,14 +353,14 @@ def _refuse_vmap(graph: torch.fx.Graph) -> None:
 def written(graph: torch.fx.Graph) -> set[torch.fx.Node]:
     """Placeholders that an operator writes into, perhaps through views: all uses see one tensor."""
     found: set[torch.fx.Node] = set()
+    sources: dict[Any, Any] = {}  # what a chain of first operands begins with
     for node in graph.nodes:
-        schema = getattr(node.target, "_schema", None) if node.op == "call_function" else None
-        if schema is None or not schema.is_mutable:
+        if node.op != "call_function" or not node.args:
             continue
-        source: Any = node
-        while isinstance(source, torch.fx.Node) and source.op == "call_function" and source.args:
-            source = source.args[0]
-        if isinstance(source, torch.fx.Node):
+        first = node.args[0]
+        source = sources[node] = sources.get(first, first) if isinstance(first, torch.fx.Node) else None
+        schema = getattr(node.target, "_schema", None)
+        if schema is not None and schema.is_mutable and source is not None:
             found.add(source)
     return found
 

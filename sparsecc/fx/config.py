@@ -29,7 +29,7 @@ from sparsecc.blocks import dropped
 from sparsecc.fx.capture import Program
 from sparsecc.fx.module import Diverged, assign
 from sparsecc.graph import Value, View
-from sparsecc.plan import Bypass, Plan, SetModule
+from sparsecc.plan import Plan, SetModule
 
 #: a field of a configuration: names from the root inwards, list places among them
 Path = tuple[str | int, ...]
@@ -136,7 +136,7 @@ def _assignments(
     module: nn.Module, program: Program, view: View, plan: Plan, keeps: Keeps
 ) -> Iterator[Assignment]:
     """Combinations of what the fields may hold, the likeliest first; then with fields that it lacks."""
-    gone = dropped(view, plan.of(Bypass)).weights
+    gone = dropped(view, plan.actions).weights
     left = [v for name, v in view.weights.items() if name not in gone]
     pairs = _pairs(left, keeps)
     fields = dict(_fields(module.config))

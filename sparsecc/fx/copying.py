@@ -42,7 +42,12 @@ def copied(value: Any, memo: dict[int, Any]) -> Any:
         state: dict[str, Any] = value.__getstate__()
         own = vars(module)
         for name, entry in state.items():
-            own[name] = entry if type(entry) in _SHARED else copied(entry, memo)
+            if type(entry) in _SHARED:
+                own[name] = entry
+            elif not entry and type(entry) in _MAPPINGS and id(entry) not in memo:  # hooks, nearly always
+                own[name] = memo[id(entry)] = type(entry)()
+            else:
+                own[name] = copied(entry, memo)
         return module
     return copy.deepcopy(value, memo)
 

@@ -6,7 +6,7 @@ import copy
 import operator
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.fx import Graph, Node
@@ -17,7 +17,7 @@ from sparsecc.fx.ops import _BOUND, bind
 from sparsecc.fx.sharing import has_effect, may_alias, written
 from sparsecc.fx.weights import WeightActions
 from sparsecc.memory import without_collecting
-from sparsecc.plan import Bypass, Plan, SetAttr, SetShape
+from sparsecc.plan import Bypass, Fold, Plan, SetAttr, SetShape
 
 
 @without_collecting()
@@ -50,6 +50,8 @@ def edit(program: Program, plan: Plan) -> Program:
             else:
                 _set_attr(target, action)
     _bypass(nodes, list(plan.of(Bypass)))
+    for fold in plan.of(Fold):
+        _fold(graph, nodes, weights, weight_of, fold)
     graph.eliminate_dead_code(has_effect)
     for name in _dropped(program, graph, weight_of):
         weights.pop(name)
@@ -60,7 +62,7 @@ def edit(program: Program, plan: Plan) -> Program:
         owner=owner,
         weights=weights,
         weight_of={node: w for node, w in weight_of.items() if w in weights},
-        parameters=program.parameters & weights.keys(),
+        parameters=(program.parameters | {f.parameter for f in plan.of(Fold)}) & weights.keys(),
         tied={alias: n for alias, n in program.tied.items() if n in weights},
         inputs=[nodes[n].name for n in program.inputs],
         module=None,
@@ -126,6 +128,33 @@ def _erase(output: Node, sparing: set[Node]) -> None:
             queue.extend(user.all_input_nodes)
             gone.add(user)
             user.graph.erase_node(user)
+
+
+def _fold(
+    graph: Graph,
+    nodes: dict[str, Node],
+    weights: dict[str, torch.Tensor],
+    weight_of: dict[str, str],
+    action: Fold,
+) -> None:
+    """Let a new parameter stand for a value; what only the value needed is dead then."""
+    output = _value(nodes, action.output)
+    fake = output.meta["val"]
+    with graph.inserting_before(next(n for n in graph.nodes if n.op != "placeholder")):
+        hole = graph.placeholder(graph._graph_namespace.create_name(action.parameter, None))
+    hole.meta = {"val": fake}
+    weights[action.parameter] = torch.from_numpy(action.values.copy()).to(fake.dtype).requires_grad_()
+    weight_of[hole.name] = action.parameter
+    for twin in [n for n in _same_value(output) if n is not hole]:
+        twin.replace_all_uses_with(hole)
+
+
+def _same_value(node: Node) -> list[Node]:
+    """All nodes that take the same result of an operator with several."""
+    if node.target is not operator.getitem:
+        return [node]
+    users = cast(Node, node.args[0]).users
+    return [u for u in users if u.target is operator.getitem and u.args[1] == node.args[1]]
 
 
 def _private(node: Node) -> bool:

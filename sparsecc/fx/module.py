@@ -172,9 +172,9 @@ def _new_shape(tensor: torch.Tensor, actions: WeightActions, name: str) -> tuple
 
 def _parametrized(module: nn.Module, prefix: str, shapes: Shapes) -> Shapes:
     """Shapes of tensors that parametrizations compute: that of the largest tensor behind them."""
-    behind = getattr(module, "parametrizations", {})
+    behind = getattr(module, "parametrizations", None)
     found: Shapes = {}
-    for name in behind:
+    for name in behind if isinstance(behind, nn.ModuleDict) else ():
         inner = f"{prefix}parametrizations.{name}."
         originals = [s for n, s in shapes.items() if n.startswith(f"{inner}original")]
         if originals:
@@ -278,9 +278,9 @@ def _inputs(view: View, keeps: Keeps) -> Shapes:
     """Module path -> kept shape of what the first operator of the module's own code reads."""
     out: Shapes = {}
     for call in view.calls:
-        paths = _paths(call.raw)
-        if paths and paths[-1] not in out and call.inputs and call.inputs[0] is not None:
-            out[paths[-1]] = tuple(keeps.count(t) for t in keeps.analysis.solver.of(call, 0))
+        path = _owner(call.raw)
+        if path is not None and path not in out and call.inputs and call.inputs[0] is not None:
+            out[path] = tuple(keeps.count(t) for t in keeps.analysis.solver.of(call, 0))
     return out
 
 
@@ -292,10 +292,10 @@ def _literals(view: View, plan: Plan) -> dict[str, Literals]:
         set_attrs.setdefault(action.node, {})[action.name] = action.value
     out: dict[str, Literals] = {}
     for call in view.calls:
-        paths = _paths(call.raw)
-        if not paths:
+        path = _owner(call.raw)
+        if path is None:
             continue
-        table = out.setdefault(paths[-1], {})
+        table = out.setdefault(path, {})
         for old, new in _changes(call, shaped.get(call.name), set_attrs.get(call.name, {})):
             table.setdefault(old, set()).add(new)
     return out
@@ -304,6 +304,12 @@ def _literals(view: View, plan: Plan) -> dict[str, Literals]:
 def _paths(node: Node) -> list[str]:
     stack = node.meta.get("nn_module_stack") or {}
     return [path for path, _ in stack.values()]
+
+
+def _owner(node: Node) -> str | None:
+    """The module whose own code made a node."""
+    stack = node.meta.get("nn_module_stack")
+    return next(reversed(stack.values()))[0] if stack else None
 
 
 def _changes(call: Call, shape: SetShape | None, attrs: dict[str, Any]) -> Iterator[tuple[int, int]]:
@@ -345,7 +351,7 @@ def replacements(program: Program, view: View, plan: Plan) -> list[list[Replace]
     outputs = {b.output: b.block for b in plan.of(Bypass)}
     if program.module is None or not outputs:
         return [[]]
-    gone = dropped(view, plan.of(Bypass)).calls
+    gone = dropped(view, plan.actions).calls
     inside: dict[str, list[Node]] = {}
     for node in _operators(program):
         for path in dict.fromkeys(p.partition("@")[0] for p in _paths(node)):
@@ -387,7 +393,7 @@ def accepted(
     """
     again = recaptured(module, program)
     calls = {call.raw: call for call in view.calls}
-    gone = dropped(view, plan.of(Bypass)).calls
+    gone = dropped(view, plan.actions).calls
     ours, theirs = [n for n in _operators(program) if _origin(n) not in gone], _operators(again)
     edited = {n.name: n for n in _operators(slim)}  # without what nobody reads
     operands = _Operands(slim, again, renamed(plan, slim.weights))

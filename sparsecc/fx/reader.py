@@ -98,16 +98,14 @@ class _Reader:
         return value
 
     def _value(self, name: str, fake: torch.Tensor, kind: Any = "node") -> Value:
-        shape = fake.shape
-        static = all(type(n) is int for n in shape)
-        return Value(
-            name=name,
-            shape=tuple(shape) if static else self.shapes.shape(fake),
-            dtype=str(fake.dtype)[6:],
-            kind=kind,
-            dynamic=() if static else tuple(map(_varies, shape)),
-            example=() if static else self.shapes.example(fake),
-        )
+        shape = tuple(fake.shape)
+        dtype = str(fake.dtype)[6:]
+        for size in shape:
+            if type(size) is not int:
+                varies = tuple(map(_varies, shape))
+                sizes, example = self.shapes.shape(fake), self.shapes.example(fake)
+                return Value(name, sizes, dtype, kind, dynamic=varies, example=example)
+        return Value(name, shape, dtype, kind)
 
     def _call(self, node: Node) -> None:
         fake = node.meta.get("val")
@@ -220,6 +218,14 @@ _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
 def where(node: Node) -> str:
     """``model.py:12``: the last line of the model's own code that led to the node."""
-    frames = _FRAME.findall(node.meta.get("stack_trace") or "")
-    own = [f for f in frames if f"{os.sep}torch{os.sep}" not in f[0]] or frames
-    return f"{os.path.basename(own[-1][0])}:{own[-1][1]}" if own else ""
+    trace = node.meta.get("stack_trace") or ""
+    last, end = "", len(trace)
+    while (start := trace.rfind('File "', 0, end)) >= 0:
+        frame = _FRAME.match(trace, start)
+        end = start
+        if frame is not None:
+            place = f"{os.path.basename(frame[1])}:{frame[2]}"
+            if f"{os.sep}torch{os.sep}" not in frame[1]:
+                return place
+            last = last or place
+    return last

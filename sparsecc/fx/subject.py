@@ -25,7 +25,7 @@ from sparsecc.fx.program_module import argument_names, program_module
 from sparsecc.fx.reader import read
 from sparsecc.fx.weights import exact_weights, substituted, under
 from sparsecc.graph import View
-from sparsecc.plan import Bypass, Mask, Plan, SetModule, Take, Write
+from sparsecc.plan import Bypass, Fold, Mask, Plan, SetModule, Take, Write
 from sparsecc.reference.node_checks import check_nodes
 from sparsecc.reference.nudged import masking
 from sparsecc.reference.torch_run import MaskedCalls, ProgramRunner, masked_hook, result_of, runs
@@ -247,6 +247,8 @@ class TorchSubject(Subject):
     def _same_class(self, plan: Plan, kept: Mapping[str, Kept], slim: Program) -> AppliedTorch:
         module = self.program.module
         assert module is not None
+        for fold in plan.of(Fold):
+            raise Diverged(fold.output, "is computed by the class, and stored in the result")
         keeps = self.analysis.keeps(kept)
         widths = module_actions(self.program, self.view, plan, keeps)
         ways = replacements(self.program, self.view, plan)
@@ -342,7 +344,7 @@ class TorchSubject(Subject):
             self._hook(applied.plan, kept),
             applied.program,
             inputs,
-            list(applied.plan.of(Bypass)),
+            applied.plan.actions,
         )
 
     def fingerprint(self) -> str:

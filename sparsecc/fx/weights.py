@@ -10,7 +10,7 @@ import torch
 
 from sparsecc.errors import PlanConflict
 from sparsecc.fx.capture import find_ties
-from sparsecc.plan import Bypass, Mask, Plan, Renumber, Replace, Take, Write
+from sparsecc.plan import Bypass, Fold, Mask, Plan, Renumber, Replace, Take, Write
 
 
 class Scratch:
@@ -108,7 +108,7 @@ class WeightActions:
 
 
 def exact_weights(plan: Plan, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Written weights of a lossless plan in float64, before they were rounded to the model's dtype.
+    """Written and stored weights of a lossless plan in float64, as they were before they were rounded.
 
     Slimming is exact where numbers are; its float64 check is about the plan and not about rounding,
     which the check in the model's own dtype covers.  ``weights`` are those of the result: only those
@@ -117,13 +117,16 @@ def exact_weights(plan: Plan, weights: Mapping[str, torch.Tensor]) -> dict[str, 
     if plan.mode != "slim":
         return {}
     actions = WeightActions(plan)
-    out: dict[str, torch.Tensor] = {}
-    for write in plan.of(Write):
-        wide = actions.edit(write.weight, torch.from_numpy(write.values.copy()).double())
-        stored = weights.get(write.weight)
-        if stored is not None and torch.equal(wide.to(stored.dtype), stored.detach().cpu()):
-            out[write.weight] = wide
-    return out
+    wide = {
+        w.weight: actions.edit(w.weight, torch.from_numpy(w.values.copy()).double()) for w in plan.of(Write)
+    }
+    wide |= {f.parameter: torch.from_numpy(f.values.copy()) for f in plan.of(Fold)}
+    return {
+        name: exact
+        for name, exact in wide.items()
+        if (stored := weights.get(name)) is not None
+        and torch.equal(exact.to(stored.dtype), stored.detach().cpu())
+    }
 
 
 def edited_weights(plan: Plan, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -133,6 +136,11 @@ def edited_weights(plan: Plan, state: Mapping[str, torch.Tensor]) -> dict[str, t
     state dict cannot express, and where shapes differ from those that were planned for.
     """
     actions = WeightActions(plan)
+    if folded := [f.parameter for f in plan.of(Fold)]:
+        raise PlanConflict(
+            f"{', '.join(folded)}: computed by the model from other weights, which a state dict cannot say; "
+            "use the model"
+        )
     if actions.uses:
         names = ", ".join(sorted({name for name, _, _ in actions.uses}))
         raise PlanConflict(

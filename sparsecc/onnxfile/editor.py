@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import torch
 from onnx import AttributeProto, NodeProto, TensorProto, numpy_helper
 
 from sparsecc.axes.analysis import Keeps
@@ -20,7 +21,10 @@ from sparsecc.onnxfile.model import OnnxFile, copy_proto, replace_tensor, subgra
 from sparsecc.onnxfile.shapes import Shapes
 from sparsecc.onnxfile.spelling import Speller, name_of
 from sparsecc.onnxfile.structure import free_names
-from sparsecc.plan import Bypass, Plan, SetAttr, SetShape
+from sparsecc.onnxfile.tensors import TORCH_DTYPES
+from sparsecc.plan import Bypass, Fold, Plan, SetAttr, SetShape
+
+_ELEMENTS = {dtype: element for element, dtype in TORCH_DTYPES.items()}
 
 
 def edit(model: OnnxFile, shapes: Shapes, plan: Plan, keeps: Keeps) -> OnnxFile:
@@ -117,20 +121,38 @@ class _Editor:
             self._set_attr(self._node(action.node), action)
         elif isinstance(action, Bypass):
             self._bypass(action)
+        elif isinstance(action, Fold):
+            self._fold(action)
+
+    def _fold(self, action: Fold) -> None:
+        """A new initializer; what only the value needed is dead then."""
+        node = self._node(action.output)
+        dtype = self.shapes.get(action.output).dtype
+        if dtype is None:
+            raise PlanConflict(f"{action.output}: of no known element type, so it cannot be stored")
+        empty = TensorProto(name=action.parameter, data_type=_ELEMENTS[dtype], raw_data=b"")
+        self.graph.initializer.append(
+            replace_tensor(empty, action.parameter, torch.from_numpy(action.values))
+        )
+        self._read_instead(node, action.output, action.parameter)
 
     def _bypass(self, action: Bypass) -> None:
         node = self._node(action.output)
         source, around = action.source, {b.output: b.source for b in self.plan.of(Bypass)}
         while source in around:
             source = around[source]
-        self.touched.update((action.output, *node.input))
-        inner = any(action.output in free_names(g) for other in self.graph.node for g in subgraphs(other))
-        if inner or any(v.name == action.output for v in self.graph.output):
-            node.CopyFrom(onnx.helper.make_node("Identity", [source], [action.output], name=node.name))
+        self._read_instead(node, action.output, source)
+
+    def _read_instead(self, node: NodeProto, output: str, source: str) -> None:
+        """Let everyone who reads ``output`` of a node read ``source``."""
+        self.touched.update((output, *node.input))
+        inner = any(output in free_names(g) for other in self.graph.node for g in subgraphs(other))
+        if inner or any(v.name == output for v in self.graph.output):
+            node.CopyFrom(onnx.helper.make_node("Identity", [source], [output], name=node.name))
             return
         for other in self.graph.node:
             for index, name in enumerate(other.input):
-                if name == action.output:
+                if name == output:
                     other.input[index] = source
 
     def _set_attr(self, node: NodeProto, action: SetAttr) -> None:

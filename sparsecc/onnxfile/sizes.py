@@ -31,16 +31,30 @@ Numbers = npt.NDArray[Any]
 def size_only(model: OnnxFile, shapes: Shapes) -> set[str]:
     """First outputs of nodes that compute on sizes and constants alone, and that no graph output shows."""
     found: dict[str, NodeProto] = {}
+    numbers: set[str] = {n for n in (*model.initializers, *model.constants) if _is_table(shapes.get(n))}
     for index in model.order:
         node = model.proto.graph.node[index]
         outputs = [n for n in node.output if n]
-        if node.op_type in ("Shape", "Size") or all(_is_size(shapes.get(n)) for n in outputs):
+        if node.op_type in ("Shape", "Size"):
+            found[node.output[0]] = node
+        elif not numbers.isdisjoint(node.input):
+            numbers.update(n for n in outputs if _is_float(shapes.get(n)))
+        if numbers.isdisjoint(outputs) and all(_is_size(shapes.get(n)) for n in outputs):
             found[node.output[0]] = node
     shown = {v.name for v in model.proto.graph.output}
     for node in reversed(found.values()):
         if shown.intersection(node.output):
             shown |= uses(node)
     return {name for name, node in found.items() if not shown.intersection(node.output)}
+
+
+def _is_float(info: Info) -> bool:
+    return info.dtype is not None and info.dtype.is_floating_point
+
+
+def _is_table(info: Info) -> bool:
+    """Several floats: what is computed from them is about weights."""
+    return _is_float(info) and info.shape is not None and math.prod(info.shape) > 1
 
 
 def _is_size(info: Info) -> bool:

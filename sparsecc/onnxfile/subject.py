@@ -24,7 +24,7 @@ from sparsecc.onnxfile.reader import read
 from sparsecc.onnxfile.shapes import DimKey, Shapes, dim_key, infer
 from sparsecc.onnxfile.synth import synthesise
 from sparsecc.onnxfile.timing import timed_call
-from sparsecc.plan import Bypass, Mask, Plan, Write
+from sparsecc.plan import Bypass, Fold, Mask, Plan, Write
 from sparsecc.reference.masked import Masked
 from sparsecc.reference.nudged import masking
 from sparsecc.reference.onnx_node_checks import check_nodes
@@ -49,7 +49,8 @@ class AppliedOnnx(Applied):
         runner = Runner(self.file, dtype=dtype, cache=False)
         if dtype == torch.float64:
             stored = {*self.file.initializers, *self.file.constants}
-            written = {w.weight for w in self.plan.of(Write)} & stored if self.plan.mode == "slim" else ()
+            changed = {w.weight for w in self.plan.of(Write)} | {f.parameter for f in self.plan.of(Fold)}
+            written = changed & stored if self.plan.mode == "slim" else ()
             exact = exact_weights(self.plan, {n: self.file.tensor(n) for n in written})
             runner.program.constants.update(
                 (n, numpy_helper.from_array(t.numpy(), n)) for n, t in exact.items()

@@ -23,7 +23,7 @@ from sparsecc.fx.capture import Program
 from sparsecc.fx.ops import aten_name
 from sparsecc.fx.sharing import live
 from sparsecc.graph import Call, Value, View
-from sparsecc.plan import Bypass
+from sparsecc.plan import Action, Bypass
 from sparsecc.reference.masked import at_kept, renumbered
 from sparsecc.reference.torch_run import Hook, ProgramRunner
 from sparsecc.subject import NodeCheck, real
@@ -55,17 +55,17 @@ def check_nodes(
     hook: Hook,
     slim: Program,
     inputs: list[Any],
-    bypasses: Sequence[Bypass] = (),
+    actions: Sequence[Action] = (),
 ) -> list[NodeCheck]:
     """One check per operator; ``slim`` has the operators of the original in the same order.
 
-    Operators that go with bypassed blocks are left out.
+    Operators that go with bypassed blocks, or whose results are stored, are left out.
 
     Operators are checked while the original runs, because some of them write into their operands.
     """
     calls = {c.raw: c for c in view.calls}
-    pairs = _aligned(runner.program, slim, dropped(view, bypasses).calls)
-    stands = _stands_for(runner.program, bypasses)
+    pairs = _aligned(runner.program, slim, dropped(view, actions).calls)
+    stands = _stands_for(runner.program, [a for a in actions if isinstance(a, Bypass)])
     own = _Own(slim, inputs)
     checks: list[NodeCheck] = []
 
