@@ -83,14 +83,21 @@ def descriptions(
 
 @contextlib.contextmanager
 def changed(module: nn.Module, changes: Iterable[SetModule]) -> Iterator[None]:
-    """The module with changed attributes; they are put back if the block raises."""
+    """The module with changed attributes; they are put back if the block raises.
+
+    Raises Diverged for one that cannot be set: a configuration may compute it from others.
+    """
     done: list[tuple[Any, str, Any]] = []
-    for action in changes:
-        *outer, leaf = action.name.split(".")
-        holder: Any = functools.reduce(getattr, outer, module)
-        done.append((holder, leaf, vars(holder).get(leaf, _ABSENT)))
-        assign(module, action.name, action.value)
     try:
+        for action in changes:
+            *outer, leaf = action.name.split(".")
+            holder: Any = functools.reduce(getattr, outer, module)
+            before = vars(holder).get(leaf, _ABSENT)
+            try:
+                assign(module, action.name, action.value)
+            except Exception as error:  # a property without a setter, or one that checks what it is given
+                raise Diverged(action.name, f"cannot be set: {error}") from error
+            done.append((holder, leaf, before))
         yield
     except BaseException:
         for holder, leaf, value in reversed(done):

@@ -350,7 +350,23 @@ def _follows(editor: _Editor, node: NodeProto, action: SetShape) -> None:
     """The shape follows from the input."""
 
 
+def _reshape_instead(editor: _Editor, node: NodeProto, action: SetShape) -> None:
+    """A Gather of everything in order: its indices are those of the size before, so it becomes a Reshape."""
+    value = editor.calls[name_of(node)].outputs[0]
+    terms = editor.keeps.analysis.solver.axes[value]
+    sizes = [-1 if value.is_dynamic(d) else editor.keeps.count(t) for d, t in enumerate(terms)]
+    if sizes.count(-1) > 1:
+        raise PlanConflict(
+            f"{action.node}: a Gather that reshapes to several dynamic sizes cannot be written as a Reshape",
+            node=action.node,
+        )
+    editor.touched.add(node.input[1])
+    shape = editor.speller.constant(f"{node.output[0]}_shape", sizes)
+    node.CopyFrom(onnx.helper.make_node("Reshape", [node.input[0], shape], list(node.output), name=node.name))
+
+
 _SHAPES: dict[str, Any] = {
+    "Gather": _reshape_instead,
     "Reshape": _shape_input(1),
     "Flatten": _follows,
     "Expand": _shape_input(1),

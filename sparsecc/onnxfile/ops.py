@@ -174,6 +174,10 @@ def _gather(s: Site) -> Spec:
     known = s.known(1)
     if known is not None and known.ndim == 0:
         return Spec("select", [0], {"dim": dim, "index": int(known)})
+    if len(s.shape(0)) == 1:
+        steps = s.tracer.steps(s.node.input[1])
+        if steps is not None and steps.contiguous and steps.count == s.shape(0)[0]:
+            return Spec("reshape", [0])
     return Spec("index", [0, 1], {"dim": dim})
 
 

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+import numpy.typing as npt
 import torch
 from onnx import NodeProto
 
@@ -20,6 +21,7 @@ from sparsecc.onnxfile.semantics import ModelSemantics
 from sparsecc.onnxfile.shapes import Shapes
 from sparsecc.onnxfile.site import Site, Spec
 from sparsecc.onnxfile.sizes import size_only
+from sparsecc.onnxfile.strides import Tracer
 from sparsecc.onnxfile.structure import free_names
 
 
@@ -44,6 +46,8 @@ class _Reader:
         self.integers = _at_places(model, QUANTISED_WEIGHTS)
         self.auxiliary = _at_places(model, AUXILIARY)
         self.sizes = size_only(model, shapes)
+        made = {n: node for node in model.proto.graph.node for n in node.output if n}
+        self.tracer = Tracer(shapes, made, self._stored)
 
     def view(self) -> View:
         graph = self.model.proto.graph
@@ -64,6 +68,9 @@ class _Reader:
             parameters=frozenset(weights),
             semantics=ModelSemantics(self.model, self.shapes),
         )
+
+    def _stored(self, name: str) -> npt.NDArray[Any] | None:
+        return self.model.array(name) if name in self.stored else None
 
     def _tensor(self, name: str) -> torch.Tensor:
         return real_weight(self.model, name)
@@ -133,7 +140,7 @@ class _Reader:
         )
 
     def _spec(self, node: NodeProto) -> Spec:
-        site = Site(node, self.shapes, self.model.opset)
+        site = Site(node, self.shapes, self.model.opset, self.tracer)
         everything = site.present()
         names = [n for n in (*node.input, *node.output) if n]
         unknown = next((n for n in names if self.shapes.get(n).shape is None), None)

@@ -11,6 +11,7 @@ import onnx
 from onnx import AttributeProto, NodeProto
 
 from sparsecc.onnxfile.shapes import Shapes
+from sparsecc.onnxfile.strides import Tracer
 
 
 class Spec(NamedTuple):
@@ -36,7 +37,8 @@ def _plain(found: AttributeProto | None, default: Any) -> Any:
 class Site:
     """One node, as table entries see it."""
 
-    def __init__(self, node: NodeProto, shapes: Shapes, opset: int) -> None:
+    def __init__(self, node: NodeProto, shapes: Shapes, opset: int, tracer: Tracer) -> None:
+        self.tracer = tracer
         self.node = node
         self.shapes = shapes
         self.opset = opset
