@@ -174,7 +174,9 @@ def test_python_m_sparsecc() -> None:
     assert python("-m", "sparsecc", "prune").returncode == 2
 
 
-@pytest.mark.parametrize("name", ["inspect", "prune", "slim", "fold", "compile", "verify", "run", "targets"])
+@pytest.mark.parametrize(
+    "name", ["inspect", "prune", "slim", "fold", "quantize", "compile", "verify", "run", "targets"]
+)
 def test_every_command_has_help(sparsecc_: Sparsecc, name: str) -> None:
     done = sparsecc_(name, "--help")
     assert done.code == 0
@@ -241,6 +243,29 @@ def test_fold_of_stored_weights_changes_nothing(sparsecc_: Sparsecc, model: Path
     done = sparsecc_("fold", model, "-o", "f.onnx")
     assert done.code == 0, done.err
     assert (tmp_path / "f.onnx").read_bytes() == model.read_bytes()
+
+
+def test_quantize(sparsecc_: Sparsecc, model: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    np.save("x.npy", rng.standard_normal((64, 4)).astype(np.float32))
+    done = sparsecc_("quantize", model, "-o", "q.onnx", "--calibration", "x=x.npy", "--json")
+    assert done.code == 0, done.err
+    report = done.document["report"]
+    assert [layer["dtype"] for layer in report["layers"]] == ["int8", "int8"]
+    assert report["errors"][0]["sqnr_db"] > 20
+    kinds = {n.op_type for n in onnx.load("q.onnx").graph.node}
+    assert {"QuantizeLinear", "DequantizeLinear"} <= kinds
+    assert sparsecc_("prune", "q.onnx", "-o", "p.onnx").code == 0
+    again = sparsecc_("quantize", "q.onnx", "-o", "r.onnx", "--calibration", "x=x.npy")
+    assert again.code == 2
+    assert "quantised already" in again.err
+    assert not Path("r.onnx").exists()
+    for arguments in (["-o", "q.scc", "--calibration", "x=x.npy"], ["-o", model, "--calibration", "x=x.npy"]):
+        assert sparsecc_("quantize", model, *arguments).code == 2
+    dynamic = sparsecc_(
+        "quantize", model, "-o", "d.onnx", "--calibration", "x=x.npy", "--activations", "none"
+    )
+    assert dynamic.code == 0, dynamic.err
 
 
 def test_a_pytorch_model_by_its_factory(sparsecc_: Sparsecc, factory: str, tmp_path: Path) -> None:

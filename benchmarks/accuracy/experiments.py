@@ -7,18 +7,23 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Experiment:
-    """One recipe on one model; ``batches`` of calibration data (0: none)."""
+    """One recipe on one model; ``batches`` of calibration data (0: none).
+
+    ``steps`` of training on the dense model's logits follow, one batch of calibration data each.
+    """
 
     model: str
     title: str
     recipe: str
     saliency: str = "l2"
     batches: int = 0
+    steps: int = 0
 
     @property
     def key(self) -> str:
         """Its name among the results."""
-        return f"{self.model}/{self.recipe}/{self.saliency}/{self.batches}"
+        steps = f"/{self.steps} steps" if self.steps else ""
+        return f"{self.model}/{self.recipe}/{self.saliency}/{self.batches}{steps}"
 
 
 _HEAD = "exclude=('*lm_head*',)"
@@ -188,6 +193,10 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     Experiment(
         "smollm2", "the same, OBS, relative rows, found damping, 128 chunks",
         f"{_FFN}; Reconstruction(towards='own')", "obs", 128,
+    ),
+    Experiment(
+        "smollm2", "the same, Wanda, found damping, 128 steps of training on the dense logits",
+        f"{_FFN}; Reconstruction(towards='own')", "wanda", 32, steps=128,
     ),
     Experiment("smollm2", "2 of 60 blocks", "DepthPruning(sparsity=0.034, rank='influence')", batches=8),
 )  # fmt: skip

@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from torch import nn
+
+from benchmarks.accuracy import logits
 from benchmarks.accuracy.calibration import CALIBRATION
 from benchmarks.accuracy.experiments import Experiment
 from benchmarks.models import MODELS, Loaded, Predict, as_predict
@@ -66,6 +69,10 @@ def measured(experiment: Experiment, *, verify: bool) -> Row:
         progress=progress,
     )
     report = result.report
+    if experiment.steps:
+        chunks = list(CALIBRATION[experiment.model](experiment.steps).batches)
+        assert isinstance(loaded.model, nn.Module)
+        logits.train(result.model, loaded.model, chunks)
     predict = as_predict(result.model)
     return Row(
         experiment.key,

@@ -4,62 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from sparsecc import __version__
 from sparsecc.cli.command import OK, REFUSED, Run, command
+from sparsecc.cli.options import MODEL, model_argument, output_options, ranking_options
+from sparsecc.cli.quantise import quantize
 
 if TYPE_CHECKING:
     from sparsecc.verification import Certificate
 
-F = TypeVar("F", bound=Callable[..., Any])
 
 _PRUNING = ("capture", "analyse", "plan", "edit", "verify", "time", "write")
 _COMPILING = ("capture", "analyse", "plan", "edit", "verify", "lower", "check", "time", "write")
-
-_MODEL = """MODEL is an ONNX file, or PACKAGE.MODULE:CALLABLE, a function that returns (model, example_inputs)
-for a PyTorch model. The module is imported from the current folder, which runs its code."""
-
-
-def model_argument(name: str = "model") -> Callable[[F], F]:
-    """A MODEL, with the options that say what its inputs are."""
-
-    def decorate(function: F) -> F:
-        for decorator in (
-            click.option(
-                "--dim",
-                "dims",
-                multiple=True,
-                metavar="NAME=SIZE",
-                help="Size of a dynamic dimension (ONNX).",
-            ),
-            click.option(
-                "--input",
-                "inputs",
-                multiple=True,
-                metavar="NAME=FILE.npy",
-                help="An example input (ONNX); else made up.",
-            ),
-            click.argument(name, metavar=name.upper()),
-        ):
-            function = decorator(function)
-        return function
-
-    return decorate
-
-
-def output_options(function: F) -> F:
-    """Where a result goes, and how sure it must be."""
-    for decorator in (
-        click.option("--latency", is_flag=True, help="Measure latency before and after, on this machine."),
-        click.option("--no-verify", is_flag=True, help="Do not check the result (its certificate says so)."),
-        click.option("--force", is_flag=True, help="Allow OUT to be the input file."),
-        click.option("-o", "--output", required=True, metavar="OUT", help="File to write."),
-    ):
-        function = decorator(function)
-    return function
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -73,7 +32,7 @@ def cli() -> None:
 
 
 @cli.command(
-    "inspect", help=f"Show what a model, artifact or plan holds.\n\n{_MODEL} FILE may be an artifact or plan."
+    "inspect", help=f"Show what a model, artifact or plan holds.\n\n{MODEL} FILE may be an artifact or plan."
 )
 @model_argument("file")
 @command("capture", "analyse")
@@ -184,34 +143,7 @@ def _listing(artifact: Any) -> list[dict[str, str]]:
         return []
 
 
-_RANKING = (
-    click.option(
-        "--saliency",
-        default="l2",
-        show_default=True,
-        help="Criterion: l1, l2, l1.5, linf, bn, fpgm, random; with data wanda, activation, apoz, obs.",
-    ),
-    click.option(
-        "--calibration",
-        "calibration",
-        multiple=True,
-        metavar="NAME=FILE.npy",
-        help="What the model is run on to rank weights: an array per input, samples along its first axis.",
-    ),
-    click.option(
-        "--calibration-batch", type=int, default=8, show_default=True, help="Samples that are run together."
-    ),
-)
-
-
-def ranking_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """What says which weights matter."""
-    for option in reversed(_RANKING):
-        command = option(command)
-    return command
-
-
-@cli.command(help=f"Remove the least salient channels, neurons, heads and head dimensions.\n\n{_MODEL}")
+@cli.command(help=f"Remove the least salient channels, neurons, heads and head dimensions.\n\n{MODEL}")
 @model_argument()
 @output_options
 @click.option("--sparsity", type=float, help="Share of the positions of every group to remove (default 0.5).")
@@ -256,7 +188,7 @@ def prune(
 def _lossless(name: str, text: str) -> None:
     """Add a command whose result equals the original."""
 
-    @cli.command(name, help=f"{text} The result equals the original.\n\n{_MODEL}")
+    @cli.command(name, help=f"{text} The result equals the original.\n\n{MODEL}")
     @model_argument()
     @output_options
     @click.option("--plan-out", metavar="FILE", help="Also write the plan.")
@@ -279,6 +211,7 @@ def _lossless(name: str, text: str) -> None:
         _produce(run, getattr(sparsecc, name), model, inputs, dims, output, plan_out, force, **options)
 
 
+cli.add_command(quantize)
 _lossless("slim", "Remove what never matters: channels that are zero or constant.")
 _lossless("fold", "Store weights that the model computes from its parameters, so that they can be pruned.")
 
@@ -324,7 +257,7 @@ def _produce(
     )
 
 
-@cli.command("compile", help=f"Compile a model for a target, into one artifact file.\n\n{_MODEL}")
+@cli.command("compile", help=f"Compile a model for a target, into one artifact file.\n\n{MODEL}")
 @model_argument()
 @output_options
 @click.option("--target", default="cpu", show_default=True, help="See `sparsecc targets`.")

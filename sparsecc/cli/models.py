@@ -91,6 +91,13 @@ def check_outputs(given: Given, output: str, plan: str | None, *, force: bool) -
             raise InvalidOption(f"--plan-out {plan}: the model is written there; choose another name")
 
 
+def check_quantised_output(output: str, given: Given, *, force: bool) -> None:
+    """The same for a quantised model, which is an ONNX file whatever it was made of."""
+    if Path(output).suffix.lower() != ".onnx":
+        raise InvalidOption(f"cannot write {output}: a quantised model is an ONNX file; end it in .onnx")
+    check_place(output, given, force=force)
+
+
 def check_artifact_output(
     output: str, target: str, given: Given | None = None, *, force: bool = False
 ) -> None:
