@@ -175,6 +175,27 @@ def test_two_sizes_that_would_be_inferred_freeze_one_at_least() -> None:
     assert result.model(torch.randn(2, 3, 6)).shape == ()
 
 
+class OneInferred(nn.Module):
+    """view(N * 8, -1, 16) of [N, 8, 4, 4]: the size that the model leaves out is fixed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 6, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.first(x)
+        n, c, h, w = y.shape
+        y = (y.view(n * c, -1, h * w) * 2).view(n, c, h, w)
+        return self.last(y).mean((2, 3))
+
+
+def test_a_fixed_size_that_was_left_out_is_written_where_another_is_inferred() -> None:
+    result = sparsecc.prune(OneInferred(), (torch.randn(3, 3, 4, 4),), sparsity=0.5)
+    assert result.certificate.status == "VERIFIED"
+    assert kept(result) == {"first.weight[0]": (4, 8)}
+    assert result.model(torch.randn(2, 3, 4, 4)).shape == (2, 6)
+
+
 class CutTime(nn.Module):
     """A dynamic axis that is flattened with the channels, and split in two only later."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -143,7 +143,8 @@ def _fold(
     with graph.inserting_before(next(n for n in graph.nodes if n.op != "placeholder")):
         hole = graph.placeholder(graph._graph_namespace.create_name(action.parameter, None))
     hole.meta = {"val": fake}
-    weights[action.parameter] = torch.from_numpy(action.values.copy()).to(fake.dtype).requires_grad_()
+    stored = torch.from_numpy(action.values.copy()).to(fake.device, fake.dtype)
+    weights[action.parameter] = stored.requires_grad_()
     weight_of[hole.name] = action.parameter
     for twin in [n for n in _same_value(output) if n is not hole]:
         twin.replace_all_uses_with(hole)
@@ -215,6 +216,8 @@ def _set_shape(node: Node, action: SetShape) -> None:
         return  # flatten, expand_as: no size is spelled out
     spelled = list(bound[name])
     first = _first_spelled(node, bound, len(spelled), len(action.sizes))
+    if -1 in action.sizes:
+        _write_out(spelled, node.meta["val"].shape[first:], action.sizes[first:])
     for i, size in enumerate(action.sizes[first : first + len(spelled)]):
         if size is None or (isinstance(spelled[i], int) and spelled[i] == -1):
             continue
@@ -225,6 +228,14 @@ def _set_shape(node: Node, action: SetShape) -> None:
             )
         spelled[i] = size
     assign(node, name, spelled)
+
+
+def _write_out(spelled: list[Any], before: Sequence[Any], after: Sequence[int | None]) -> None:
+    """Write a number for an inferred size that is fixed, where another one has to be inferred."""
+    for i, entry in enumerate(spelled):
+        new = before[i] if after[i] is None else after[i]
+        if isinstance(entry, int) and entry == -1 and isinstance(new, int):
+            spelled[i] = new
 
 
 def _first_spelled(node: Node, bound: dict[str, Any], count: int, rank: int) -> int:
