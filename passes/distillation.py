@@ -22,7 +22,7 @@ class Distillation(Pass):
     Adam over the calibration data.  A part ends behind two products in a row, where a single value is all
     that goes on from it, and is trained on what it reads in the pruned model; pruned elements stay zero.
     One batch in eight is not trained on: the values that do best on those are taken, and the old ones if
-    none do better (behind ``Reconstruction``, which has used all batches, hardly any do).
+    none do better (behind ``Reconstruction``, which uses all batches, hardly any do: ``refit=False`` helps).
     Layer-wise distillation, with hints as in Romero et al., "FitNets" (2015), section 2.2, at every part
     instead of one.
 

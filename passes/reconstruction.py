@@ -27,14 +27,17 @@ class Reconstruction(Pass):
     what is usual over the size of what the layer gives for them (``"relative"``), so that the few tokens with
     massive activations in language models do not decide.  ``damping``: how much an update costs, as a share
     of the mean second moment of the inputs; None finds it for every layer on one batch in eight, and updates
-    nothing but the bias where that does best on these.  ``include`` and ``exclude``: name patterns of weights
-    or modules.  Needs calibration data; runs after the passes of a recipe that remove anything.
+    nothing but the bias where that does best on these.  ``refit=False`` does not use these batches in the
+    end either, so that a ``Distillation`` behind it, which holds out the same ones, can judge.  ``include``
+    and ``exclude``: name patterns of weights or modules.  Needs calibration data; runs after the passes of a
+    recipe that remove anything.
     """
 
     layers: Literal["cut", "all"] = "cut"
     towards: Literal["original", "own"] = "original"
     rows: Literal["equal", "relative"] = "relative"
     damping: float | None = None
+    refit: bool = True
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     turn: ClassVar[int] = 2
@@ -54,7 +57,7 @@ class Reconstruction(Pass):
         found = reconstruct(
             analysis,
             needed(saliency, type(self).__name__),
-            options=Options(self.damping, self.layers == "all", self.towards == "own", self.rows),
+            options=Options(self.damping, self.layers == "all", self.towards == "own", self.rows, self.refit),
             include=self.include,
             exclude=self.exclude,
         )

@@ -307,6 +307,21 @@ def test_damping_is_found_on_batches_that_are_left_out() -> None:
     assert error(Reconstruction()) < 0.8 * error(Reconstruction(damping=1e-8))
 
 
+@pytest.mark.parametrize("refit", [True, False])
+def test_batches_that_dampings_were_tried_on_can_be_left_out_for_good(refit: bool) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 24), nn.Tanh(), nn.Linear(24, 8)).double().eval()
+    data = [torch.randn(16, 8, dtype=torch.float64) for _ in range(8)]
+    moved = [*data[:-1], data[-1] * (1 + 1e-6)]  # so little that no other damping does better
+
+    def weight(batches: list[torch.Tensor]) -> torch.Tensor:
+        recipe = [ChannelPruning(sparsity=0.25), Reconstruction(refit=refit)]
+        found: nn.Module = sparsecc.prune(net, (data[0],), recipe=recipe, calibration=batches).model
+        return found.get_parameter("2.weight").detach()
+
+    assert torch.equal(weight(data), weight(moved)) is not refit
+
+
 def test_reestimated_norms_are_those_of_what_is_read() -> None:
     """Mean and variance over all batches together, of the pruned model's activations."""
     net, data = trained()

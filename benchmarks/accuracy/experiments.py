@@ -150,6 +150,10 @@ EXPERIMENTS: tuple[Experiment, ...] = (
         f"{_INNER}; Reconstruction(); Distillation(epochs=5, rate=0.005)", "obs", 16,
     ),
     Experiment(
+        "minilm", "25 % of neurons, OBS, least squares without a refit, distillation",
+        f"{_INNER}; Reconstruction(refit=False); Distillation(epochs=5, rate=0.005)", "obs", 16,
+    ),
+    Experiment(
         "minilm", "50 % of neurons, OBS, least squares",
         f"{_CHANNELS.format(0.5)}; {_LS}", "obs", 16,
     ),

@@ -4,7 +4,8 @@ A layer computes ``W x + b`` in the original model and reads ``z``, of the posit
 pruned one.  The update minimises the mean over rows of ``|W x + b - W' z - b'|^2 + d |W' - W_S|^2``, W_S the
 weights of the positions that are left: He et al., "Channel Pruning" (2017), eq. 1 with fixed channels, with
 what the pruned model really reads, as in their section 3.2.  How large d should be depends on how many rows
-there are; it is found on batches that are left out, and then all are used.
+there are; it is found on batches that are left out, and then all are used (unless the next pass needs some
+that this one has not seen).
 """
 
 from __future__ import annotations
@@ -72,13 +73,15 @@ class Options:
 
     ``own``: x is what the layer would read in the pruned model, had it not lost inputs, instead of what it
     reads in the original one: then nothing is made up for but the layer's own loss.  ``rows``: whether all
-    count alike, or relative to what the layer gives for them.
+    count alike, or relative to what the layer gives for them.  ``refit``: batches that dampings were tried on
+    take part in the end.
     """
 
     damping: float | None
     everything: bool
     own: bool
     rows: Literal["equal", "relative"]
+    refit: bool = True
 
 
 def reconstruct(
@@ -163,7 +166,7 @@ def _updated(
         }
         losses[math.inf] = loss(matrix, kept, others, means)
         damping = min(losses, key=losses.__getitem__)
-        total = total + others
+        total = total + others if options.refit else total
     if damping == math.inf and bias is None:
         return "no update of it does better on batches that are left out"
     found = kept if damping == math.inf else solve(matrix, total, columns, damping, bias is not None)
