@@ -21,8 +21,9 @@ from sparsecc.passes import ChannelPruning, HeadPruning
 from sparsecc.pipeline import Pruned, run
 from sparsecc.transform import keep_count
 from tests.oracles import call, error, fingerprint, forward64, leaves, masked64, nested, poisoned
-from tests.patterns import CASES, Apply, head, image
-from tests.patterns import conv as conv_block
+from tests.patterns import CASES
+from tests.patterns.base import Apply, head, image
+from tests.patterns.base import conv as conv_block
 
 PASSES = (ChannelPruning(sparsity=0.5), HeadPruning(sparsity=0.5, head_dims=True))
 

@@ -25,7 +25,8 @@ from sparsecc.passes import DeadChannelElimination
 from sparsecc.pipeline import Pruned, decide, finish, open_subject, run
 from sparsecc.plan import Write
 from tests.oracles import call, widened
-from tests.patterns import CASES, Apply
+from tests.patterns import CASES
+from tests.patterns.base import Apply
 
 EXACT = 1e-12
 

@@ -17,7 +17,8 @@ from torch.nn import functional as F
 import sparsecc
 from sparsecc.errors import InvalidOption
 from sparsecc.lowering import lower
-from tests.patterns import experts_by_top_k, mixture_of_experts
+from tests.patterns.feed_forward import mixture_of_experts
+from tests.patterns.published import experts_by_top_k
 
 
 class Mixture(nn.Module):

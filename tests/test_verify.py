@@ -26,7 +26,8 @@ from sparsecc.passes import ChannelPruning, HeadPruning
 from sparsecc.pipeline import decide, finish, run
 from sparsecc.plan import Plan, SetAttr, SetShape, Take
 from sparsecc.verification import Certificate, Check, certify
-from tests.patterns import CASES, Apply, image, tokens
+from tests.patterns import CASES
+from tests.patterns.base import Apply, image, tokens
 
 PASSES = (ChannelPruning(sparsity=0.5), HeadPruning(sparsity=0.5, head_dims=True))
 
