@@ -651,3 +651,13 @@ def test_errors_are_of_one_family() -> None:
     for kind in (InvalidOption, UnsupportedModel):
         assert issubclass(kind, SparseccError)
     assert head(3) is not None
+
+
+def test_a_failing_export_is_told_by_its_error_alone(capfd: pytest.CaptureFixture[str]) -> None:
+    class Choosing(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + 1 if bool((x > 0).all()) else x - 1
+
+    with pytest.raises(UnsupportedModel, match="Could not guard"):
+        capture(Choosing(), (torch.randn(2, 3),))
+    assert capfd.readouterr() == ("", "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import io
 import logging
 import os
 import traceback
@@ -273,17 +274,22 @@ def _quiet_export(
         ) from error
 
 
+_TALKATIVE = ("_subclasses.fake_tensor", "export", "_export", "fx.experimental.symbolic_shapes")
+
+
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """An export that fails is told by its exception; what the tracer logs on the way says it twice."""
-    loggers = [
-        logging.getLogger(f"torch.{name}") for name in ("_subclasses.fake_tensor", "export", "_export")
-    ]
+    """An export that fails is told by its exception; what the tracer logs and prints says it twice.
+
+    It prints the whole graph as far as it came.
+    """
+    loggers = [logging.getLogger(f"torch.{name}") for name in _TALKATIVE]
     before = [logger.level for logger in loggers]
     try:
         for logger in loggers:
             logger.setLevel(logging.CRITICAL + 1)
-        yield
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
     finally:
         for logger, level in zip(loggers, before, strict=True):
             logger.setLevel(level)
