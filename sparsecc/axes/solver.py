@@ -19,8 +19,6 @@ _INTEGERS = frozenset({"int8", "int16", "int32", "int64", "uint8"})
 
 #: operators that treat a table of parameters as features (relative positions), and do not make weights of it
 _FEATURES = frozenset({"linear", "layer_norm"})
-#: products of two matrices, and where the second is: a table times a weight, or two factors of low rank
-_PRODUCTS = {"matmul": 1, "gemm": 1, "addmm": 2}
 
 _FOLD = " (sparsecc.fold makes a parameter of what comes of it)"
 
@@ -164,7 +162,7 @@ class Solver:
         """The call sums products over ``dim`` of operand ``index``, and ``against`` of another one."""
         axes = self.of(call, index)
         dim %= len(axes)
-        if self._is_static(call) and not _of_features(call):
+        if self._is_static(call) and call.op not in _FEATURES:
             self.derive(call, axes[dim], "contracts over an axis of parameters alone")
         self._facts(call).contractions.append((index, dim))
         if against is not None:
@@ -327,13 +325,6 @@ class Solver:
                     self.freeze(term, kind, text)
         for value in call.outputs:
             self.axes[value] = tuple(self.frozen(n, kind, text) for n in value.shape)
-
-
-def _of_features(call: Call) -> bool:
-    place = _PRODUCTS.get(call.op)
-    if place is None:
-        return call.op in _FEATURES
-    return all(v is not None and len(v.shape) >= 2 for v in call.inputs[place - 1 : place + 1])
 
 
 def known_integers(view: View, value: Value) -> npt.NDArray[np.int64] | None:
