@@ -197,3 +197,15 @@ def test_a_config_is_looked_for_in_vain_without_trying_everything(monkeypatch: p
     keeps = subject.analysis.keeps(kept)
     assert list(descriptions(narrow, subject.program, subject.view, plan, keeps)) == []
     assert not built
+
+
+def test_a_field_that_the_configuration_computes_is_no_obstacle() -> None:
+    """Falcon's head_dim is a property without a setter."""
+    config = transformers.FalconConfig(
+        vocab_size=96, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, num_kv_heads=2,
+        new_decoder_architecture=True,
+    )  # fmt: skip
+    model = transformers.FalconForCausalLM(config).eval()
+    result = sparsecc.prune(model, {"input_ids": IDS}, sparsity=0.5)
+    assert result.certificate.status == "VERIFIED"
+    assert result.report.after["parameters"] < 0.6 * result.report.before["parameters"]

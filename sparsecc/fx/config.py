@@ -64,7 +64,11 @@ def descriptions(
     wanted = {name: tuple(p.shape) for name, p in module.state_dict().items()}
 
     def fits(assignment: Assignment) -> bool:
-        return _shapes(type(module), _with(module.config, assignment)) == wanted
+        try:
+            config = _with(module.config, assignment)
+        except Exception:  # the configuration's own code: it computes the field from others, or checks it
+            return False
+        return _shapes(type(module), config) == wanted
 
     tried = itertools.islice(_assignments(module, program, view, plan, keeps), TRIES)
     first = next((a for a in tried if fits(a)), None)
