@@ -104,8 +104,11 @@ def computed(analysis: Analysis) -> Iterator[tuple[str, str]]:
             while value is not None and value in producer and _gives_on(view, producer[value]):
                 value = producer[value].inputs[0]
             if value is not None and value.kind == "node" and solver.static(value):
-                maker = producer[value]
-                yield call.describe(), f"its matrix is computed from parameters by {maker.describe()}"
+                maker = producer[value].describe()
+                yield (
+                    call.describe(),
+                    f"its matrix is computed from parameters by {maker}: sparsecc.fold stores it",
+                )
 
 
 def _matched(analysis: Analysis, call: Call) -> list[tuple[tuple[int, int], tuple[int, int]]]:
