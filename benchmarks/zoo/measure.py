@@ -216,6 +216,9 @@ def split(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 def to_onnx(built: Built) -> tuple[Any, list[torch.Tensor]]:
     """The model as torch.onnx exports it (dynamic batch where that works), and its inputs in order."""
     args, kwargs = split(built.inputs)
+    choose = getattr(built.module, "set_experts_implementation", None)
+    if choose is not None:
+        choose("batched_mm")  # the one of three that the exporter can write
     first: Exception | None = None
     for shapes in (_dynamic(args, kwargs), None):
         try:

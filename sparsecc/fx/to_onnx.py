@@ -481,6 +481,14 @@ _MISSING_OP = re.compile(r"OpOverload\(op='([\w.]+)', overload='(\w+)'\)")
 _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
 
+#: operators that a model can be told to do without
+_OTHER_WAYS = {
+    "transformers.grouped_mm_fallback.default": (
+        "call model.set_experts_implementation('batched_mm') before, which computes the same"
+    ),
+}
+
+
 def _failure(program: ExportedProgram, error: BaseException) -> UnsupportedModel:
     """The exporter's error, reduced to the operator, the place and the reason."""
     chain = [error]
@@ -490,9 +498,9 @@ def _failure(program: ExportedProgram, error: BaseException) -> UnsupportedModel
         match = _MISSING_OP.search(str(link))
         if match is not None and type(link).__name__ == "DispatchError":
             op = f"{match[1]}.{match[2]}"
+            way = _OTHER_WAYS.get(op, "compute it with other operators, or leave this target out")
             return UnsupportedModel(
-                f"ONNX has no translation for the operator {op}{_place(program, op)}: compute it with other "
-                "operators, or leave this target out"
+                f"ONNX has no translation for the operator {op}{_place(program, op)}: {way}"
             )
     last = (str(chain[-1]).strip() or repr(chain[-1])).splitlines()[0]
     node = next((m for link in chain if (m := _node_of(program, str(link))) is not None), None)
