@@ -118,13 +118,15 @@ class Bypass:
 class Fold:
     """Store the value ``output``, which is computed from parameters alone, as the parameter ``parameter``.
 
-    ``values`` are float64 for floats; they are stored in the dtype of the value.
+    ``values``: what the model computes in its own dtype (bfloat16 as float32).  ``exact``: what it would
+    compute in float64, which checks in float64 need and nothing else.
     """
 
     output: str
     parameter: str
     values: Array
-    arrays: ClassVar[tuple[str, ...]] = ("values",)
+    exact: Array
+    arrays: ClassVar[tuple[str, ...]] = ("values", "exact")
 
 
 @dataclass(frozen=True)
@@ -231,7 +233,7 @@ class Plan:
 
         def put(array: Array) -> str:
             key = f"a{len(arrays):06d}"
-            arrays[key] = np.ascontiguousarray(array)
+            arrays[key] = np.asarray(array, order="C")  # ascontiguousarray makes vectors of numbers
             return key
 
         actions = [_stored(action, put) for action in self.actions]

@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
+from onnx import helper, numpy_helper
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
@@ -250,3 +253,203 @@ def test_low_precision() -> None:
     folded = sparsecc.fold(model, (IMAGES.to(torch.bfloat16),))
     assert folded.certificate.status == "VERIFIED"
     assert folded.model.get_parameter("0.weight_folded").dtype == torch.bfloat16
+
+
+class Unit(nn.Linear):
+    """Rows of norm one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight / self.weight.norm(dim=1, keepdim=True), self.bias)
+
+
+ROWS = torch.randn(3, 6)
+
+
+def folded_as(model: nn.Module, x: Tensor, **tolerance: float) -> list[str]:
+    """Fold, compare what the returned module computes itself, and give the names of its parameters."""
+    folded = sparsecc.fold(model, (x,))
+    torch.testing.assert_close(folded.model(x), model(x), **tolerance)
+    return sorted(n for n, _ in folded.model.named_parameters())
+
+
+def test_tied_weights_lose_all_their_names() -> None:
+    first, second = Unit(6, 6), Unit(6, 6)
+    second.weight = first.weight
+    model = nn.Sequential(first, nn.ReLU(), second).eval()
+    assert folded_as(model, ROWS) == ["0.bias", "0.weight_folded", "2.bias"]
+
+
+def test_a_shared_module_keeps_one_weight() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner, self.out = weight_norm(nn.Linear(6, 6)), nn.Linear(6, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.out(F.relu(self.inner(F.relu(self.inner(x)))))
+            return y
+
+    assert folded_as(Shared().eval(), ROWS) == ["inner.bias", "inner.weight", "out.bias", "out.weight"]
+
+
+def test_forms_of_one_value_are_stored_once() -> None:
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Parameter(torch.randn(9, 6))
+
+        def forward(self, i: Tensor) -> Tensor:
+            rows = F.normalize(self.table, dim=1)
+            return F.relu(F.embedding(i, rows)) @ rows.t()
+
+    assert folded_as(Both(), torch.randint(0, 9, (2, 4))) == ["table_folded"]
+
+
+def test_values_are_those_that_the_model_computes() -> None:
+    """In float64 other numbers would be rounded up, and the result would be another model."""
+
+    class Quantised(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randint(-14, 15, (64, 6)).float() * 0.05)
+            with torch.no_grad():
+                self.weight[0, 0] = 0.7
+
+        def forward(self, x: Tensor) -> Tensor:
+            scale = self.weight.abs().max() / 7
+            return F.linear(x, torch.round(self.weight / scale) * scale)
+
+    torch.manual_seed(0)
+    folded_as(Quantised(), ROWS, rtol=0, atol=0)
+
+
+def test_names_that_are_taken_are_not_taken_again() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Parameter(torch.randn(6, 6)), nn.Parameter(torch.randn(6, 6))
+            self.a_folded = nn.Linear(6, 6)
+            self.register_buffer("b_folded", torch.ones(6))
+
+        def forward(self, x: Tensor) -> Tensor:
+            unit = [w / w.norm(dim=1, keepdim=True) for w in (self.a, self.b)]
+            return self.a_folded(x @ unit[0]) @ unit[1] + self.b_folded
+
+    names = folded_as(Named(), ROWS, rtol=1e-5, atol=1e-6)
+    assert names == ["a_folded.bias", "a_folded.weight", "a_folded2", "b_folded2"]
+
+
+def test_what_could_not_be_trained_still_cannot() -> None:
+    model = Unit(6, 6)
+    model.weight.requires_grad_(False)
+    assert not sparsecc.fold(model, (ROWS,)).model.get_parameter("weight_folded").requires_grad
+
+
+def test_branches_are_left_to_the_model() -> None:
+    class Chosen(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.randn(6, 6))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = x @ torch.cond(self.w.sum() > 0, lambda a: a.softmax(1), lambda a: a * 2, (self.w,))
+            return y
+
+    assert sparsecc.fold(Chosen(), (ROWS,)).certificate.status == "VERIFIED"
+    assert sparsecc.slim(Chosen(), (ROWS,)).certificate.status == "VERIFIED"
+
+
+def test_sizes_end_what_is_stored() -> None:
+    class Sized(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.randn(6, 6))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x @ (self.w / self.w.norm(dim=1, keepdim=True) * x.shape[0])
+
+    model, other = Sized(), torch.randn(5, 6)
+    folded = sparsecc.fold(model, (ROWS,))
+    assert [f.parameter for f in folded.plan.of(Fold)] == ["w_folded"]
+    torch.testing.assert_close(folded.model(other), model(other))
+
+
+def test_numbers_without_axes_are_stored_as_such(tmp_path: Path) -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.randn(4, 6))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x.sum() * self.w.norm()
+
+    model = Scaled()
+    folded = sparsecc.fold(model, (ROWS,))
+    folded.plan.save(tmp_path / "plan.zip")
+    assert Plan.load(tmp_path / "plan.zip").apply(model, (ROWS,))(ROWS).shape == ()
+
+
+def _graph(
+    nodes: list[onnx.NodeProto], inputs: dict[str, list[Any]], outputs: dict[str, list[Any]], **more: Any
+) -> onnx.ModelProto:
+    rng = np.random.default_rng(0)
+    stored = {
+        "w": rng.standard_normal((8, 6), np.float32),
+        "c": rng.standard_normal((2, 8), np.float32),
+        "axis": np.array([1]),
+        **more,
+    }
+    unit = [
+        helper.make_node("ReduceL2", ["w", "axis"], ["n"], keepdims=1),
+        helper.make_node("Div", ["w", "n"], ["unit"]),
+    ]
+    values = [
+        [helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, s) for n, s in part.items()]
+        for part in (inputs, outputs)
+    ]
+    initial = [numpy_helper.from_array(np.asarray(v), n) for n, v in stored.items()]
+    graph = helper.make_graph([*unit, *nodes], "g", *values, initial)
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+
+
+def _ran(model: onnx.ModelProto, **feeds: Any) -> list[Any]:
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    found: list[Any] = session.run(None, feeds)
+    return found
+
+
+def test_onnx_sizes_that_the_search_cannot_vary_are_not_stored() -> None:
+    """M = 2 L has one size that fits in the search; a scale by L must not be taken for fixed."""
+    nodes = [
+        helper.make_node("Shape", ["x"], ["s"]),
+        helper.make_node("Gather", ["s", "zero"], ["l"]),
+        helper.make_node("Cast", ["l"], ["scale"], to=onnx.TensorProto.FLOAT),
+        helper.make_node("Mul", ["unit", "scale"], ["scaled"]),
+        helper.make_node("Concat", ["x", "x"], ["xx"], axis=0),
+        helper.make_node("Add", ["xx", "q"], ["y"]),
+        helper.make_node("Gemm", ["y", "scaled"], ["z"], transB=1),
+    ]
+    model = _graph(nodes, {"x": ["L", 6], "q": ["M", 6]}, {"z": ["M", 8]}, zero=np.array(0))
+    folded = sparsecc.fold(model).model
+    rng = np.random.default_rng(1)
+    feeds = {"x": rng.standard_normal((5, 6), np.float32), "q": rng.standard_normal((10, 6), np.float32)}
+    np.testing.assert_allclose(_ran(folded, **feeds)[0], _ran(model, **feeds)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_onnx_names_that_are_taken_are_not_taken_again() -> None:
+    nodes = [helper.make_node("Gemm", ["x", "unit"], ["z"], transB=1)]
+    model = _graph(nodes, {"x": ["B", 6]}, {"z": ["B", 8]}, w_folded=np.ones(1, np.float32))
+    folded = sparsecc.fold(model).model
+    onnx.checker.check_model(folded, full_check=True)
+
+
+def test_onnx_one_of_several_results_that_are_put_out() -> None:
+    nodes = [
+        helper.make_node("Split", ["unit"], ["top", "rest"], axis=0, num_outputs=2),
+        helper.make_node("Gemm", ["x", "rest"], ["z"], transB=1),
+    ]
+    model = _graph(nodes, {"x": ["B", 6]}, {"z": ["B", 4], "top": [4, 6], "rest": [4, 6]})
+    folded = sparsecc.fold(model).model
+    x = np.random.default_rng(1).standard_normal((3, 6), np.float32)
+    for got, wanted in zip(_ran(folded, x=x), _ran(model, x=x), strict=True):
+        np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-6)

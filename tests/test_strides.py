@@ -102,10 +102,10 @@ def test_numbers_fit_exactly_what_they_are(sizes: list[int], strides: list[int],
 
 def test_contiguous() -> None:
     """Sizes of one have no stride; a start, a gap or another order is not contiguous."""
-    assert Steps(0, (5, 1, 3), (3, 77, 1)).contiguous
-    assert not Steps(1, (5, 1, 3), (3, 0, 1)).contiguous
-    assert not Steps(0, (5, 3), (1, 5)).contiguous
-    assert not Steps(0, (5, 3), (4, 1)).contiguous
+    assert Steps(0, (5, 1, 3), (3, 77, 1), (True, False, False)).contiguous
+    assert not Steps(1, (5, 1, 3), (3, 0, 1), (True, False, False)).contiguous
+    assert not Steps(0, (5, 3), (1, 5), (True, False)).contiguous
+    assert not Steps(0, (5, 3), (4, 1), (True, False)).contiguous
 
 
 def test_numbers_that_vary_are_not_taken_for_fixed() -> None:
@@ -114,3 +114,47 @@ def test_numbers_that_vary_are_not_taken_for_fixed() -> None:
     next(n for n in model.graph.node if n.op_type == "Mul").input[0] = "n"
     file = OnnxFile.load(model).inlined()
     assert _Reader(file, infer(file)).tracer.steps("i") is None
+
+
+def test_lengths_that_agree_by_chance_are_no_reshape() -> None:
+    """Fixed indices into data as long as the batch, and indices as many as the batch into a fixed table."""
+    fixed = pooled(dynamic=True)
+    gather = next(n for n in fixed.graph.node if n.output[0] == "g")
+    fixed.graph.initializer.append(numpy_helper.from_array(np.arange(18).reshape(3, 6, 1, 1), "all"))
+    gather.input[1] = "all"
+    pruned = sparsecc.prune(fixed, sparsity=0.5)
+    assert pruned.certificate.status == "VERIFIED"
+    assert not any(m.startswith("w[") for g in pruned.report.groups for m in g.members)
+
+
+def test_small_integers_wrap_around() -> None:
+    model = pooled(dynamic=True)
+    nodes = list(model.graph.node)
+    place = next(i for i, n in enumerate(nodes) if n.output[0] == "g")
+    casts = [
+        helper.make_node("Cast", ["i"], ["i8"], to=TensorProto.INT8),
+        helper.make_node("Cast", ["i8"], ["i64"], to=TensorProto.INT64),
+    ]
+    nodes[place].input[1] = "i64"
+    nodes[place:place] = casts
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    assert sparsecc.prune(model, sparsity=0.5).report.groups == ()
+
+
+def test_long_chains_take_no_time() -> None:
+    """Each link is read once, however often it is."""
+    model = pooled(dynamic=True)
+    links = [helper.make_node("Add", [f"i{k}", f"i{k}"], [f"i{k + 1}"]) for k in range(40)]
+    nodes = list(model.graph.node)
+    first = next(n for n in nodes if n.output[0] == "i")
+    first.output[0] = "i0"
+    place = nodes.index(first) + 1
+    nodes[place:place] = links
+    next(n for n in nodes if n.output[0] == "g").input[1] = "i40"
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    file = OnnxFile.load(model).inlined()
+    found = _Reader(file, infer(file)).tracer.steps("i40")
+    assert found is not None
+    assert found.strides[1] == 2**40

@@ -137,17 +137,35 @@ def _fold(
     weight_of: dict[str, str],
     action: Fold,
 ) -> None:
-    """Let a new parameter stand for a value; what only the value needed is dead then."""
+    """Let a new parameter stand for a value; what only the value needed is dead then.
+
+    It can be trained if something behind it can.
+    """
     output = _value(nodes, action.output)
     fake = output.meta["val"]
-    with graph.inserting_before(next(n for n in graph.nodes if n.op != "placeholder")):
-        hole = graph.placeholder(graph._graph_namespace.create_name(action.parameter, None))
-    hole.meta = {"val": fake}
-    stored = torch.from_numpy(action.values.copy()).to(fake.device, fake.dtype)
-    weights[action.parameter] = stored.requires_grad_()
-    weight_of[hole.name] = action.parameter
+    hole = next((n for n in graph.nodes if weight_of.get(n.name) == action.parameter), None)
+    if hole is None:
+        with graph.inserting_before(next(n for n in graph.nodes if n.op != "placeholder")):
+            hole = graph.placeholder(graph._graph_namespace.create_name(action.parameter, None))
+        hole.meta = {"val": fake}
+        stored = torch.from_numpy(action.values.copy()).to(fake.device, fake.dtype)
+        trained = any(weights[w].requires_grad for w in _behind(output, weight_of) if w in weights)
+        weights[action.parameter] = stored.requires_grad_(trained)
+        weight_of[hole.name] = action.parameter
     for twin in [n for n in _same_value(output) if n is not hole]:
         twin.replace_all_uses_with(hole)
+
+
+def _behind(node: Node, weight_of: dict[str, str]) -> set[str]:
+    """The weights that a value is computed from."""
+    queue, seen, found = [node], {node}, set[str]()
+    while queue:
+        for source in queue.pop().all_input_nodes:
+            if source not in seen:
+                seen.add(source)
+                queue.append(source)
+                found.update({weight_of[source.name]} if source.name in weight_of else ())
+    return found
 
 
 def _same_value(node: Node) -> list[Node]:
@@ -176,12 +194,17 @@ def _dropped(program: Program, graph: Graph, weight_of: dict[str, str]) -> set[s
     A buffer that nobody ever read (a counter of batches) goes when its module's other weights go.
     """
     read = {w for n in program.graph.nodes if n.users and (w := program.weight_of.get(n.name)) is not None}
-    holes = {w: n for n in graph.nodes if n.op == "placeholder" and (w := weight_of.get(n.name)) is not None}
-    lost = {w for w, n in holes.items() if not n.users and (w in read or w not in program.weights)}
+    holes: dict[str, list[Node]] = {}  # several where weights are tied
+    for node in graph.nodes:
+        if node.op == "placeholder" and (name := weight_of.get(node.name)) is not None:
+            holes.setdefault(name, []).append(node)
+    idle = {w for w, nodes in holes.items() if not any(n.users for n in nodes)}
+    lost = {w for w in idle if w in read or w not in program.weights}
     owners = {w.rpartition(".")[0] for w in lost} - {w.rpartition(".")[0] for w in read - lost}
     lost |= {w for w in holes if w not in read and w in program.weights and w.rpartition(".")[0] in owners}
     for weight in lost:
-        graph.erase_node(holes[weight])
+        for node in holes[weight]:
+            graph.erase_node(node)
     return lost
 
 

@@ -63,7 +63,13 @@ class _Reader:
             tied=self.program.tied,
             parameters=self.program.parameters | self.coded.keys(),
             semantics=ProgramSemantics(self.program, self.values, self._weight),
+            names=self._names(),
         )
+
+    def _names(self) -> frozenset[str]:
+        program, module = self.program, self.program.module
+        inside = () if module is None else (*dict(module.named_modules()), *module.state_dict())
+        return frozenset((*program.weights, *program.tied, *inside))
 
     def _weight(self, name: str) -> torch.Tensor:
         tensor = self.program.weights[self.program.tied.get(name, name)]

@@ -57,6 +57,8 @@ class ProgramSemantics:
         name = self.function(call)
         if name in _UNINITIALISED:
             return False
+        if not isinstance(call.raw.target, torch._ops.OpOverload):
+            return False  # a conditional or a loop, whose bodies may do anything
         if torch.Tag.nondeterministic_seeded not in call.raw.target.tags:
             return True
         bound = bind(call.raw)
@@ -67,9 +69,9 @@ class ProgramSemantics:
         return name == "scaled_dot_product_attention" and bound["dropout_p"] == 0
 
     def evaluate(
-        self, call: Call, operands: Sequence[torch.Tensor | None]
+        self, call: Call, operands: Sequence[torch.Tensor | None], *, promoted: bool = True
     ) -> tuple[torch.Tensor, ...] | None:
-        """The node on copies of the operands, every float and float type promoted."""
+        """The node on copies of the operands, every float and float type promoted unless told not to."""
         if not self.deterministic(call):
             return None
         given = {
@@ -77,23 +79,26 @@ class ProgramSemantics:
         }
         if any(n not in given for n in call.raw.all_input_nodes):
             return None
-        args, kwargs = map_arg(
-            (call.raw.args, dict(call.raw.kwargs)),
-            lambda n: given[n].double() if given[n].is_floating_point() else given[n],
-        )
-        args, kwargs = _promoted(_copied(args)), _promoted(_copied(kwargs))
+        args, kwargs = map_arg((call.raw.args, dict(call.raw.kwargs)), lambda n: given[n])
+        args, kwargs = _copied(args), _copied(kwargs)
+        if promoted:
+            args, kwargs = _promoted(args), _promoted(kwargs)
         before = torch.get_default_dtype()
-        torch.set_default_dtype(torch.float64)
+        torch.set_default_dtype(torch.float64 if promoted else before)
         try:
             with torch.no_grad():
                 result = call.raw.target(*args, **kwargs)
-        except (RuntimeError, TypeError, ValueError, IndexError):
-            return None  # an operator that does not run on operands with axes of size 1
+        except (RuntimeError, TypeError, ValueError, IndexError, AssertionError):
+            return None  # an operator that does not run on operands with axes of size 1, or of another dtype
         finally:
             torch.set_default_dtype(before)
         found = result if isinstance(result, (tuple, list)) else (result,)
         tensors = tuple(t for t in found if isinstance(t, torch.Tensor))
         return None if any(t.is_complex() for t in tensors) else tensors
+
+    def settled(self, call: Call) -> bool:
+        """No size is computed for it while the model runs."""
+        return set(call.raw.all_input_nodes) <= set(call.refs)
 
     def fill(self, call: Call) -> float | None:
         """Numbers that are spelled out in the graph."""
@@ -184,6 +189,8 @@ def _copied(value: Any) -> Any:
 
 
 def _promoted(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return value.double() if value.is_floating_point() else value
     if isinstance(value, torch.dtype):
         return torch.float64 if value in _FLOATS else value
     if isinstance(value, (list, tuple)):

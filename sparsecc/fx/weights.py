@@ -120,12 +120,15 @@ def exact_weights(plan: Plan, weights: Mapping[str, torch.Tensor]) -> dict[str, 
     wide = {
         w.weight: actions.edit(w.weight, torch.from_numpy(w.values.copy()).double()) for w in plan.of(Write)
     }
-    wide |= {f.parameter: torch.from_numpy(f.values.copy()) for f in plan.of(Fold)}
+    rounded = dict(wide)
+    for fold in plan.of(Fold):
+        wide[fold.parameter] = torch.from_numpy(fold.exact.copy())
+        rounded[fold.parameter] = torch.from_numpy(fold.values.copy())
     return {
         name: exact
         for name, exact in wide.items()
         if (stored := weights.get(name)) is not None
-        and torch.equal(exact.to(stored.dtype), stored.detach().cpu())
+        and torch.equal(rounded[name].to(stored.dtype), stored.detach().cpu())
     }
 
 

@@ -87,9 +87,15 @@ class Semantics(Protocol):
         """Whether the outputs are a function of the operands (no dropout, no random numbers)."""
 
     def evaluate(
-        self, call: Call, operands: Sequence[torch.Tensor | None]
+        self, call: Call, operands: Sequence[torch.Tensor | None], *, promoted: bool = True
     ) -> tuple[torch.Tensor, ...] | None:
-        """The outputs for these operands, floats as float64; operands may have axes of size 1 instead."""
+        """The outputs for these operands; operands may have axes of size 1 instead.
+
+        Floats are float64; without ``promoted`` in the dtypes of the model.
+        """
+
+    def settled(self, call: Call) -> bool:
+        """Whether the outputs follow from the operands and nothing that depends on the inputs' sizes."""
 
     def fill(self, call: Call) -> float | None:
         """The number that a pad or create call puts in."""
@@ -120,7 +126,7 @@ class View:
     ``tied`` maps every name of a weight to its canonical name (parameters that share storage are
     one parameter).  ``weight(name)`` returns the tensor without copying it; it raises
     ``UnsupportedModel`` where the model has no values (meta device).  ``semantics`` says what single
-    calls compute; without it nothing but weights counts as known.
+    calls compute; without it nothing but weights counts as known.  ``names`` are taken.
     """
 
     dialect: Literal["torch", "onnx"]
@@ -132,3 +138,4 @@ class View:
     tied: Mapping[str, str] = field(default_factory=dict)
     parameters: frozenset[str] = frozenset()
     semantics: Semantics | None = None
+    names: frozenset[str] = frozenset()

@@ -127,6 +127,9 @@ class _Editor:
     def _fold(self, action: Fold) -> None:
         """A new initializer; what only the value needed is dead then."""
         node = self._node(action.output)
+        if any(t.name == action.parameter for t in self.graph.initializer):
+            self._read_instead(node, action.output, action.parameter)
+            return
         dtype = self.shapes.get(action.output).dtype
         if dtype is None:
             raise PlanConflict(f"{action.output}: of no known element type, so it cannot be stored")

@@ -521,6 +521,17 @@ def graphs(proto: ModelProto) -> Iterator[GraphProto]:
         stack.extend(subgraph for node in graph.node for subgraph in subgraphs(node))
 
 
+def every_name(proto: ModelProto) -> set[str]:
+    """Every name of a value in a model."""
+    found = {v.name for v in (*proto.graph.input, *proto.graph.output, *proto.graph.value_info)}
+    for graph in graphs(proto):
+        found.update(t.name for t in graph.initializer)
+        for node in graph.node:
+            found.update(node.output)
+            found.update(node.input)
+    return found
+
+
 def subgraphs(node: NodeProto) -> list[GraphProto]:
     """The graphs among the attributes of a node."""
     found: list[GraphProto] = []

@@ -174,11 +174,18 @@ def _gather(s: Site) -> Spec:
     known = s.known(1)
     if known is not None and known.ndim == 0:
         return Spec("select", [0], {"dim": dim, "index": int(known)})
-    if len(s.shape(0)) == 1:
-        steps = s.tracer.steps(s.node.input[1])
-        if steps is not None and steps.contiguous and steps.count == s.shape(0)[0]:
-            return Spec("reshape", [0])
+    if len(s.shape(0)) == 1 and _takes_all_in_order(s):
+        return Spec("reshape", [0])
     return Spec("index", [0, 1], {"dim": dim})
+
+
+def _takes_all_in_order(s: Site) -> bool:
+    """Whether a Gather from a vector is a reshape, for inputs of any size."""
+    steps = s.tracer.steps(s.node.input[1])
+    if steps is None or not steps.contiguous or steps.count != s.shape(0)[0] or sum(steps.varies) > 1:
+        return False
+    said = s.shapes.get(s.node.output[0]).dynamic, s.shapes.get(s.node.input[0]).dynamic
+    return said == (steps.varies, (any(steps.varies),))
 
 
 def _pad(s: Site) -> Spec:

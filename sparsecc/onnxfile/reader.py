@@ -11,7 +11,7 @@ import torch
 from onnx import NodeProto
 
 from sparsecc.graph import Call, Value, View
-from sparsecc.onnxfile.model import OnnxFile, subgraphs
+from sparsecc.onnxfile.model import OnnxFile, every_name, subgraphs
 from sparsecc.onnxfile.opaque import opaque
 from sparsecc.onnxfile.ops import CONTRACTED, entry_of
 from sparsecc.onnxfile.quantised import AUXILIARY
@@ -67,6 +67,7 @@ class _Reader:
             weight=self._tensor,
             parameters=frozenset(weights),
             semantics=ModelSemantics(self.model, self.shapes),
+            names=frozenset(every_name(self.model.proto)),
         )
 
     def _stored(self, name: str) -> npt.NDArray[Any] | None:

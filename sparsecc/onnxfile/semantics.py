@@ -12,7 +12,7 @@ from onnx import NodeProto
 
 from sparsecc.errors import SparseccError
 from sparsecc.graph import Call, Value
-from sparsecc.onnxfile.model import OnnxFile, to_torch
+from sparsecc.onnxfile.model import OnnxFile, subgraphs, to_torch
 from sparsecc.onnxfile.shapes import Shapes
 from sparsecc.reference.onnx_ops import Ctx, DataDependent, find
 from sparsecc.reference.onnx_run import execute
@@ -69,9 +69,9 @@ class ModelSemantics:
         return node.op_type not in _RANDOM
 
     def evaluate(
-        self, call: Call, operands: Sequence[torch.Tensor | None]
+        self, call: Call, operands: Sequence[torch.Tensor | None], *, promoted: bool = True
     ) -> tuple[torch.Tensor, ...] | None:
-        """The node by the executable reference, floats promoted."""
+        """The node by the executable reference, floats promoted unless it is told not to."""
         node = self._node(call)
         if not self.deterministic(call):
             return None
@@ -81,16 +81,25 @@ class ModelSemantics:
             found = given[index] if index in given else (self._named(name) if name else None)
             if name and found is None:
                 return None
-            args.append(found.double() if found is not None and found.is_floating_point() else found)
+            wide = promoted and found is not None and found.is_floating_point()
+            args.append(found.double() if wide and found is not None else found)
         opset = self.model.opset
         version = opset if node.domain in ("", "ai.onnx") else self.model.opsets.get(node.domain, 1)
-        context = Ctx(node, opset, index=call.raw, dtype=torch.float64, read=self.model.read)
+        wide_type = torch.float64 if promoted else None
+        context = Ctx(node, opset, index=call.raw, dtype=wide_type, read=self.model.read)
         try:
             results = execute(find(node.domain, node.op_type, version), context, args)
         except (SparseccError, DataDependent, RuntimeError, TypeError, ValueError, IndexError):
             return None  # an operator that does not run on operands with axes of size 1
         named = [r for r, name in zip(results, node.output, strict=False) if name]
         return tuple(named) if all(isinstance(r, torch.Tensor) for r in named) else None
+
+    def settled(self, call: Call) -> bool:
+        """What it reads beside its operands is stored in the file, and it has no body."""
+        node = self._node(call)
+        beside = [n for i, n in enumerate(node.input) if n and i not in call.refs]
+        stored = (n in self.model.initializers or n in self.model.constants for n in beside)
+        return all(stored) and not subgraphs(node)
 
     def fill(self, call: Call) -> float | None:
         """The value of Pad and of ConstantOfShape."""

@@ -21,7 +21,7 @@ from sparsecc.axes.analysis import Keeps
 from sparsecc.axes.terms import Term, resolve
 from sparsecc.errors import PlanConflict
 from sparsecc.graph import Call
-from sparsecc.onnxfile.model import OnnxFile, graphs, subgraphs
+from sparsecc.onnxfile.model import OnnxFile, every_name, subgraphs
 from sparsecc.onnxfile.shapes import Shapes
 from sparsecc.onnxfile.sizes import Numbers, Sizes, share, size_only
 from sparsecc.onnxfile.structure import free_names
@@ -48,7 +48,7 @@ class Speller:
         self.axes = keeps.analysis.solver.axes
         self.touched: set[str] = set()
         self._terms = {v.name: t for v, t in self.axes.items()}
-        self._names = _names(model)
+        self._names = every_name(model.proto)
         self._made: dict[tuple[str, bytes], str] = {}
         self._goals: dict[tuple[str, int], Numbers] = {}
         self._originals: dict[str, str] = {}
@@ -332,17 +332,6 @@ def _stored_shapes(graph: GraphProto) -> dict[str, tuple[int, ...]]:
     for node in graph.node:
         if node.op_type == "Constant":
             found.update((node.output[0], tuple(a.t.dims)) for a in node.attribute if a.name == "value")
-    return found
-
-
-def _names(model: OnnxFile) -> set[str]:
-    """Every name in a model."""
-    found = {v.name for v in (*model.proto.graph.input, *model.proto.graph.output)}
-    for graph in graphs(model.proto):
-        found.update(t.name for t in graph.initializer)
-        for node in graph.node:
-            found.update(node.output)
-            found.update(node.input)
     return found
 
 
