@@ -21,9 +21,10 @@ Made = tuple[nn.Module, Any]
 
 def _smollm2() -> Made:
     """SmolLM2-135M's architecture with random weights."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from benchmarks.tasks.hub import transformers
 
-    config = LlamaConfig(
+    hub = transformers()
+    config = hub.LlamaConfig(
         vocab_size=49152,
         hidden_size=576,
         intermediate_size=1536,
@@ -32,7 +33,7 @@ def _smollm2() -> Made:
         num_key_value_heads=3,
         tie_word_embeddings=True,
     )
-    return LlamaForCausalLM(config), {"input_ids": torch.ones(2, 8, dtype=torch.long)}
+    return hub.LlamaForCausalLM(config), {"input_ids": torch.ones(2, 8, dtype=torch.long)}
 
 
 def _transformer(layers: int, width: int) -> Made:

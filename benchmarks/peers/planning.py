@@ -97,7 +97,7 @@ class Compared:
 
 def touched(program: Program) -> None:
     """Read every weight once for its norm, and copy a quarter of it: less work no planner has."""
-    for weight in program.weights.values():
+    for weight in filter(torch.is_floating_point, program.weights.values()):
         torch.linalg.vector_norm(weight.detach())
         weight.detach().flatten()[: weight.numel() // 4].clone()
 
