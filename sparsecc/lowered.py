@@ -37,6 +37,8 @@ def lowered(subject: Subject, applied: Applied) -> tuple[OnnxFile, Signature]:
     if isinstance(applied, AppliedOnnx):
         assert applied.file is not None
         return applied.file, onnx_signature(applied.file.proto)
+    from torch.export import ExportedProgram
+
     from sparsecc.fx.capture import recapture
     from sparsecc.fx.subject import AppliedTorch, TorchSubject
     from sparsecc.fx.to_onnx import to_onnx, torch_signature
@@ -45,9 +47,12 @@ def lowered(subject: Subject, applied: Applied) -> tuple[OnnxFile, Signature]:
     assert isinstance(subject, TorchSubject)
     program = applied.program
     assert program is not None
-    if program.module is None:
-        program = recapture(applied.model, subject.program)
-    proto = to_onnx(program.exported)
+    exported = applied.model  # where an exported program was given, one came back
+    if not isinstance(exported, ExportedProgram):
+        if program.module is None:
+            program = recapture(applied.model, subject.program)
+        exported = program.exported
+    proto = to_onnx(exported)
     return OnnxFile.load(proto), torch_signature(subject.program.exported, proto)
 
 

@@ -525,3 +525,20 @@ def test_a_class_that_would_return_something_else_is_not_given_back() -> None:
     assert result.plan.form == "graph"
     assert result.model(x).shape == (4, 3)
     assert any("returns other values" in note for note in result.applied.notes)
+
+
+@pytest.mark.parametrize("recipe", [None, "ChannelPruning(sparsity=0.5)"])
+def test_exported_programs_are_compiled_and_timed(recipe: str | None) -> None:
+    """What is exported already is lowered as it is, and runs with other batches."""
+    net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4)).eval()
+    batch = torch.export.Dim("batch", min=2)
+    program = torch.export.export(net, (torch.randn(3, 8),), dynamic_shapes=({0: batch},))
+    compiled = sparsecc.compile(program, target="cpu", recipe=recipe, latency=True)
+    assert compiled.certificate.status == "VERIFIED"
+    assert compiled.report.latency is not None
+    x = torch.randn(5, 8)
+    if recipe is None:
+        torch.testing.assert_close(compiled(x), net(x))
+    else:
+        pruned = sparsecc.prune(program, recipe=recipe).model
+        torch.testing.assert_close(compiled(x), pruned.module()(x))

@@ -67,8 +67,9 @@ class AppliedTorch(Applied):
 
 
 @contextmanager
-def _timed(module: torch.nn.Module, arguments: Arguments) -> Iterator[Callable[[], object]]:
+def _timed(model: torch.nn.Module | ExportedProgram, arguments: Arguments) -> Iterator[Callable[[], object]]:
     args, kwargs = arguments
+    module = model.module() if isinstance(model, ExportedProgram) else model
     with torch.no_grad(), evaluating(module):
         yield lambda: module(*args, **kwargs)
 
@@ -114,7 +115,7 @@ class TorchSubject(Subject):
     def timed(self, arguments: Arguments) -> Iterator[Callable[[], object]]:
         """The user's module, without gradients, in evaluation mode."""
         module = self.program.module
-        with _timed(self.program.exported.module() if module is None else module, arguments) as call:
+        with _timed(self.program.exported if module is None else module, arguments) as call:
             yield call
 
     def original(self, inputs: list[Any], dtype: torch.dtype | None = None) -> Outputs:
