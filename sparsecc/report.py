@@ -163,10 +163,10 @@ def sizes(
 ) -> dict[str, int]:
     """Parameters, their bytes, and MACs for the example input; of the whole model, or of what is left."""
     view = analysis.view
-    stored = {f.output: f.values.size for f in folds}
-    made = {v.name: v.dtype for c in view.calls for v in c.outputs} if stored else {}
-    count = sum(stored.values())
-    size = sum(n * _BYTES.get(made[name], 4) for name, n in stored.items())
+    stored = {f.parameter: f for f in folds}.values()  # a shared module's weight once
+    made = {v.name: v.dtype for c in view.calls for v in c.outputs} if folds else {}
+    count = sum(f.values.size for f in stored)
+    size = sum(f.values.size * _BYTES.get(made[f.output], 4) for f in stored)
     for name, value in view.weights.items():
         if name not in view.parameters or (gone is not None and name in gone.weights):
             continue

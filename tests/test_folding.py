@@ -289,7 +289,10 @@ def test_a_shared_module_keeps_one_weight() -> None:
             y: Tensor = self.out(F.relu(self.inner(F.relu(self.inner(x)))))
             return y
 
-    assert folded_as(Shared().eval(), ROWS) == ["inner.bias", "inner.weight", "out.bias", "out.weight"]
+    model = Shared().eval()
+    assert folded_as(model, ROWS) == ["inner.bias", "inner.weight", "out.bias", "out.weight"]
+    after = sparsecc.fold(model, (ROWS,))
+    assert after.report.after["parameters"] == sum(p.numel() for p in after.model.parameters())
 
 
 def test_forms_of_one_value_are_stored_once() -> None:
@@ -434,6 +437,15 @@ def test_onnx_sizes_that_the_search_cannot_vary_are_not_stored() -> None:
     rng = np.random.default_rng(1)
     feeds = {"x": rng.standard_normal((5, 6), np.float32), "q": rng.standard_normal((10, 6), np.float32)}
     np.testing.assert_allclose(_ran(folded, **feeds)[0], _ran(model, **feeds)[0], rtol=1e-4, atol=1e-5)
+
+
+def test_onnx_weights_that_callers_may_feed_are_not_stored() -> None:
+    nodes = [helper.make_node("Gemm", ["x", "unit"], ["z"], transB=1)]
+    model = _graph(nodes, {"x": ["B", 6], "w": [8, 6]}, {"z": ["B", 8]})
+    folded = sparsecc.fold(model).model
+    rng = np.random.default_rng(1)
+    feeds = {"x": rng.standard_normal((3, 6), np.float32), "w": rng.standard_normal((8, 6), np.float32)}
+    np.testing.assert_array_equal(_ran(folded, **feeds)[0], _ran(model, **feeds)[0])
 
 
 def test_onnx_names_that_are_taken_are_not_taken_again() -> None:

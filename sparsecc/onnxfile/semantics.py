@@ -95,8 +95,14 @@ class ModelSemantics:
         return tuple(named) if all(isinstance(r, torch.Tensor) for r in named) else None
 
     def settled(self, call: Call) -> bool:
-        """What it reads beside its operands is stored in the file, and it has no body."""
+        """What it reads beside its operands is stored, it has no body, and callers can feed none of it.
+
+        Before version 4 of the format every initializer had to be named as an input.
+        """
         node = self._node(call)
+        proto = self.model.proto
+        if proto.ir_version >= 4 and any(v.name in node.input for v in proto.graph.input):
+            return False
         beside = [n for i, n in enumerate(node.input) if n and i not in call.refs]
         stored = (n in self.model.initializers or n in self.model.constants for n in beside)
         return all(stored) and not subgraphs(node)
