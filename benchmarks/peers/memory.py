@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import torch
 from torch import nn
 
 from benchmarks.nets import Transformer
+from benchmarks.peers.isolated import answer
 
 Made = tuple[nn.Module, Any]
 
@@ -62,10 +62,7 @@ class Peak:
 
 def peak(name: str) -> Peak:
     """Measured in a fresh process."""
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.peers.memory", name], check=True, capture_output=True, text=True
-    )
-    return Peak(name, **json.loads(done.stdout.splitlines()[-1]))
+    return Peak(name, **answer("benchmarks.peers.memory", name))
 
 
 def _resident(key: str) -> float:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import gc
 import io
+import json
+import sys
 import tempfile
 import warnings
 from dataclasses import dataclass
@@ -14,7 +15,8 @@ import torch
 from torch import nn
 
 import sparsecc
-from benchmarks.peers.nets import Net
+from benchmarks.peers.isolated import Unanswered, answer
+from benchmarks.peers.nets import MODULE_NETS, Net
 
 
 @dataclass(frozen=True)
@@ -34,33 +36,53 @@ class Removal:
 
 
 def against_modules(net: Net) -> Removal:
-    """sparsecc and Torch-Pruning on the module."""
-    torch.manual_seed(0)
-    model = net.make().eval()
-    before = _count(model)
-    x = torch.randn(net.shape)
-    pruned = sparsecc.prune(model, (x,), sparsity=0.5)
-    ours = int(pruned.report.after["parameters"])
-    peer, why = _by_torch_pruning(model, net, x)
-    gc.collect()
-    return Removal(net.name, before, ours, peer, why)
+    """sparsecc and Torch-Pruning on the module, each in a process of its own."""
+    ours = answer(__spec__.name, "ours", net.name)
+    try:
+        peer = answer(__spec__.name, "peer", net.name)
+    except Unanswered as why:
+        peer = {"after": None, "why": str(why)}
+    return Removal(net.name, ours["before"], ours["after"], peer["after"], peer["why"])
 
 
-def _by_torch_pruning(model: nn.Module, net: Net, x: torch.Tensor) -> tuple[int | None, str]:
+def _by_sparsecc(model: nn.Module, net: Net) -> tuple[int | None, str]:
+    result = sparsecc.prune(model, (torch.randn(net.shape),), sparsity=0.5)
+    return int(result.report.after["parameters"]), ""
+
+
+def _by_torch_pruning(model: nn.Module, net: Net) -> tuple[int | None, str]:
     """Parameters left; counted as usable if it runs and its outputs keep their shapes."""
     from benchmarks.peers.torch_pruning import pruner
 
+    x = torch.randn(net.shape)
     with torch.no_grad():
         shapes = _shapes(model(x))
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            pruner(model, net).step()
+        pruner(model, net).step()
         with torch.no_grad():
             after = _shapes(model(x))
+    except MemoryError:
+        raise
     except Exception as error:  # any way in which the peer fails is what this reports
         return None, f"{type(error).__name__}: {str(error).splitlines()[0][:60] if str(error) else ''}"
     return (_count(model), "") if after == shapes else (None, f"outputs became {after}")
+
+
+SIDES = {"ours": _by_sparsecc, "peer": _by_torch_pruning}
+
+
+def main() -> None:
+    """Print what one side makes of one net: ``before``, ``after`` (null where nothing usable) and ``why``."""
+    side, name = sys.argv[1:]
+    net = next(net for net in MODULE_NETS if net.name == name)
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    model = net.make().eval()
+    before = _count(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        after, why = SIDES[side](model, net)
+    print(json.dumps({"before": before, "after": after, "why": why}))
 
 
 def against_graphs(net: Net) -> Removal:
@@ -103,3 +125,7 @@ def _floats(model: Any) -> int:
 def _shapes(outputs: Any) -> list[tuple[int, ...]]:
     leaves = torch.utils._pytree.tree_leaves(outputs)
     return [tuple(t.shape) for t in leaves if isinstance(t, torch.Tensor)]
+
+
+if __name__ == "__main__":
+    main()
