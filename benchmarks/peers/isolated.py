@@ -8,7 +8,7 @@ import subprocess
 import sys
 from typing import Any
 
-SECONDS, MEMORY = 900, 14 << 30
+SECONDS, MEMORY = 900, 10 << 30
 """CPU-seconds and bytes that one measurement may take."""
 
 
