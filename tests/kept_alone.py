@@ -122,6 +122,8 @@ def _note(errors: Errors, call: Call, keeps: Keeps, outputs: Any, direct: Any) -
 def _error(ours: Tensor, theirs: Tensor) -> float:
     if ours.shape != theirs.shape:
         return float("inf")
+    if ours.is_complex() and theirs.is_complex():
+        return _error(*(torch.view_as_real(y.resolve_conj()) for y in (ours, theirs)))
     if not ours.is_floating_point():
         return 0.0 if torch.equal(ours, theirs) else float("inf")
     same = (ours == theirs) | (ours.isnan() & theirs.isnan())

@@ -734,13 +734,11 @@ def test_every_entry_of_the_table_has_a_schema() -> None:
 
 #: rules that no random network holds (APART of both dialects); most have tests of single operators
 ALONE = """
-    affine_vector along attention_onnx bilinear block_diagonal carried cdist col2im cosine_similarity
-    deform_conv depthwise_causal diagonal diagonal_embed dynamic_quantize dynamic_quantize_matmul
-    embed_layer_norm embedding_bag from_windows fused_conv fused_gemm fused_matmul grid grid_sample
-    group_query_attention grouped_matmul index_many index_put index_write kron matmul_nbits measured
-    mixed_by multi_head_attention opaque paired_reduce pdist per_channel qconcat qconv qmatmul qmixed
-    qsoftmax repeat_interleave rotary_embedding sampled scatter_elements scatter_nd select_write
-    self_attention skip_layer_norm slice_write split_gate tensor_scatter unpool windows
+    attention_onnx col2im deform_conv depthwise_causal dynamic_quantize dynamic_quantize_matmul
+    embed_layer_norm fused_conv fused_gemm fused_matmul group_query_attention grouped_matmul
+    index_many matmul_nbits measured mixed_by multi_head_attention opaque per_channel qconcat qconv
+    qmatmul qmixed qsoftmax rotary_embedding sampled scatter_nd self_attention skip_layer_norm
+    split_gate tensor_scatter
 """
 
 

@@ -138,7 +138,7 @@ def _net(kind: str, names: Sequence[str], number: int) -> Net:
     return Net(steps, kind, number)
 
 
-@pytest.mark.parametrize(("kind", "names"), _dealt(8), ids=lambda v: v if isinstance(v, str) else v[0])
+@pytest.mark.parametrize(("kind", "names"), _dealt(12), ids=lambda v: v if isinstance(v, str) else v[0])
 def test_every_entry_of_the_table_computes_masked_semantics(kind: str, names: list[str]) -> None:
     for number in range(12 if NIGHTLY else 1):
         net = _net(kind, names, number)

@@ -17,6 +17,8 @@ def attention(s: Solver, c: Call) -> list[list[Term]]:
     q, k, v = s.of(c, 0), s.of(c, 1), s.of(c, 2)
     s.equal(q[-1], k[-1])
     s.equal(k[-2], v[-2])
+    if c.attrs.get("one_width"):
+        s.equal(q[-1], v[-1])
     batch: list[Term] = []
     for mine, key, value in zip(q[:-2], k[:-2], v[:-2], strict=True):
         s.equal(key, value)

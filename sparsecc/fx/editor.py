@@ -250,7 +250,10 @@ def _set_shape(node: Node, action: SetShape) -> None:
                 node=action.node,
             )
         spelled[i] = size
-    assign(node, name, spelled)
+    if "stride" in bound:  # _reshape_alias: strides of the old sizes
+        node.target, node.args, node.kwargs = torch.ops.aten.reshape.default, (bound["self"], spelled), {}
+    else:
+        assign(node, name, spelled)
 
 
 def _write_out(spelled: list[Any], before: Sequence[Any], after: Sequence[int | None]) -> None:

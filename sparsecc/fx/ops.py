@@ -17,6 +17,7 @@ from torch.fx import Node
 from sparsecc.fx import ops_decomposed, ops_indexing, ops_products, ops_signal
 from sparsecc.fx.ops_indexing import index_many
 from sparsecc.fx.spec import (
+    NODE,
     Bound,
     Entry,
     Shapes,
@@ -168,6 +169,13 @@ def _squeeze(b: Bound, s: Shapes) -> Spec:
 
 def _reshape(b: Bound, _: Shapes) -> Spec:
     return Spec("reshape", (b["self"], b.get("other")))
+
+
+def _reshape_alias(b: Bound, s: Shapes) -> Spec:
+    """Of contiguous tensors it is a reshape, whose strides follow from its sizes."""
+    if not all(s.contiguous(node.meta["val"]) for node in (b["self"], b[NODE])):
+        return whole("aten._reshape_alias", "moves elements by strides", b)
+    return _reshape(b, s)
 
 
 def _pixel_shuffle(b: Bound, _: Shapes) -> Spec:
@@ -501,9 +509,8 @@ TABLE: dict[str, Entry] = {
     "index_select": lambda b, s: Spec("index", (b["self"], b["index"]), {"dim": b["dim"]}),
     "index": _index,
     "view": _view,
-    **dict.fromkeys(
-        words("reshape _unsafe_view flatten unflatten ravel _reshape_alias _reshape_copy"), _reshape
-    ),
+    **dict.fromkeys(words("reshape _unsafe_view flatten unflatten ravel _reshape_copy"), _reshape),
+    "_reshape_alias": _reshape_alias,
     **dict.fromkeys(("view_as", "reshape_as"), _reshape),
     "pixel_shuffle": _pixel_shuffle,
     "pixel_unshuffle": _pixel_unshuffle,

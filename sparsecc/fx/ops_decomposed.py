@@ -43,6 +43,12 @@ def _attention(b: Bound, _: Shapes) -> Spec:
     )
 
 
+def _flash(b: Bound, s: Shapes) -> Spec:
+    """Takes values only if they are as wide as queries and keys."""
+    op, operands, attrs = _attention(b, s)
+    return Spec(op, operands, {**attrs, "one_width": True})
+
+
 def _softmax(b: Bound, s: Shapes) -> Spec:
     return Spec("softmax", (b["self"],), {"dims": [b["dim"] % max(s.rank(b["self"]), 1)]})
 
@@ -66,7 +72,7 @@ TABLE: dict[str, Entry] = {
     "cudnn_batch_norm": _running,
     "miopen_batch_norm": _running,
     "_native_batch_norm_legit": _batch_statistics,
-    "_scaled_dot_product_flash_attention_for_cpu": _attention,
+    "_scaled_dot_product_flash_attention_for_cpu": _flash,
     "_scaled_dot_product_attention_math": _attention,
     **dict.fromkeys(("_log_softmax", "_safe_softmax", "special_softmax", "special_log_softmax"), _softmax),
     "_adaptive_avg_pool2d": _pool(2),

@@ -56,6 +56,15 @@ class Shapes:
         """Number of axes of a node's result."""
         return len(node.meta["val"].shape)
 
+    def contiguous(self, value: Any) -> bool:
+        """Whether the strides of a fake tensor are those of its sizes, the last axis fastest."""
+        expected = 1
+        for size, stride in zip(reversed(self.shape(value)), reversed(value.stride()), strict=True):
+            if size != 1 and self.size(stride) != expected:
+                return False
+            expected *= size
+        return True
+
     def argument(self, value: Any) -> Any:
         """An int, a symbolic int or a node that computes one, as a number."""
         if isinstance(value, Node):

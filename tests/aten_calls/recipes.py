@@ -1,265 +1,30 @@
-"""Calls of the ATen operators that sparsecc has in its table, with arguments from their schemas.
-
-What the table gains is called the day it lands: an elementwise operator, a reduction or anything else
-whose arguments can be told from their names and types needs nothing here; what needs more has a recipe.
-Every call is a step of a random network (``tests.random_nets``), told by the digits of one number.
-"""
+"""Calls whose arguments a schema does not tell: layers, movement, creation."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparsecc.fx import ops_decomposed, ops_indexing, ops_products, ops_signal
-from sparsecc.fx.ops import TABLE
-
 if TYPE_CHECKING:
-    from tests.random_nets import Net
-
-aten: Any = torch.ops.aten
-
-KINDS = ("image", "sequence", "series", "volume", "table")
-SPATIAL = {"image": 2, "series": 1, "volume": 3}
-
-
-class Site:
-    """Where a call stands: its network, its operand, and a number that makes its choices."""
-
-    def __init__(self, net: Net, x: Tensor, number: int) -> None:
-        self.net = net
-        self.x = x
-        self._number = number
-        self.variant = "plain"
-        self.dropout = False
-
-    def pick(self, options: Sequence[Any]) -> Any:
-        """One of the options, by the next digits of the number."""
-        self._number, rest = divmod(self._number, len(options))
-        return options[rest]
-
-    @property
-    def channel(self) -> int:
-        """The axis of channels."""
-        return self.net.channel(self.x)
-
-    @property
-    def width(self) -> int:
-        """How many channels there are."""
-        return int(self.x.shape[self.channel])
-
-    @property
-    def spatial(self) -> int:
-        """How many axes lie behind the channels."""
-        return SPATIAL.get(self.net.kind, 0)
-
-    def sizes(self) -> list[int]:
-        """Width and what comes after it, as plain numbers."""
-        return [int(n) for n in self.x.shape[1:]]
-
-    def vector(self) -> Tensor:
-        """A parameter along the channels that broadcasts to the operand."""
-        shape = [1] * (self.x.dim() - self.channel)
-        shape[0] = self.width
-        return self.net.weight(*shape)
-
-    def divisor(self) -> int:
-        """A divisor of the width."""
-        return int(self.pick([d for d in range(1, self.width + 1) if self.width % d == 0]))
-
-
-# -- arguments ---------------------------------------------------------------------------------------
-
-
-def _dim(s: Site) -> int:
-    dim = s.pick([s.channel, *range(s.x.dim())])
-    return int(dim - s.x.dim() if s.pick((False, True)) else dim)
-
-
-def _dims(s: Site) -> list[int]:
-    rest = [d for d in range(1, s.x.dim()) if d != s.channel]
-    return list(s.pick([[s.channel], [s.channel, *rest], rest or [s.channel], [s.channel - s.x.dim()]]))
-
-
-def _operand(s: Site) -> Tensor:
-    """Another tensor of the same form: computed, or a parameter."""
-    return s.pick([lambda: torch.sin(s.x) * 0.7, s.vector, lambda: s.net.weight(1)])()  # type: ignore[no-any-return]
-
-
-def _test(s: Site) -> Tensor:
-    return s.x > s.vector()
-
-
-def _constant(value: Any) -> Callable[[Site], Any]:
-    return lambda s: value
-
-
-def _options(*values: Any) -> Callable[[Site], Any]:
-    return lambda s: s.pick(values)
-
-
-def _words(text: str) -> list[str]:
-    return text.split()
-
-
-#: by name, for arguments whose type does not tell what they may be
-NAMED: dict[str, Callable[[Site], Any]] = {
-    "mask": _test, "condition": _test, "src": lambda s: torch.cos(s.x), "end": _operand,
-    "p": lambda s: 0.4 if s.dropout else s.pick((2, 1, 3, math.inf)), "lower": _constant(0.1),
-    "upper": _constant(0.3), "ord": _options(2, 1, 3, math.inf, 0.5),
-    "correction": _options(0, 1, None), "exponent": _options(2, 0.5, 3, 1.5), "decimals": _constant(2),
-    "rounding_mode": _options(None, "floor", "trunc"), "approximate": _options("none", "tanh"),
-    "unbiased": _options(False, True), "keepdim": _options(True, False), "train": _constant(False),
-    "training": _constant(False), "half_to_float": _constant(False), "non_blocking": _constant(False),
-    "copy": _options(False, True), "k": _constant(1), "eps": _constant(1e-3), "dim": _dim, "dims": _dims,
-    "min": _constant(-0.6), "max": _constant(0.7), "size": lambda s: [int(s.x.shape[0]), *s.sizes()],
-    "fill_value": _constant(0.3), "dtype": _constant(torch.float32), "value": _options(0.3, -1.5),
-}  # fmt: skip
-TYPED: dict[str, Callable[[Site], Any]] = {
-    "Tensor": _operand, "number": _options(0.7, 1.5, 2), "float": _constant(0.4), "int": _options(1, 2),
-    "bool": _options(False, True), "Device": _constant(torch.device("cpu")),
-    "List[int]": _dims,
-}  # fmt: skip
-#: names that mean one thing as a number and another as a tensor
-_TENSOR_NAMED: dict[str, Callable[[Site], Any]] = {
-    "mask": _test, "condition": _test, "src": lambda s: torch.cos(s.x), "values": _operand,
-    "value": lambda s: s.net.weight(1)[0],
-}  # fmt: skip
-#: left at their default, which says: as the operand
-_LEFT = frozenset(
-    _words("dtype layout device pin_memory memory_format generator stable size stride non_blocking")
+    pass
+from tests.aten_calls.site import (
+    ALL,
+    LAST,
+    SPACE,
+    SPATIAL,
+    Recipe,
+    Site,
+    aten,
+    compared,
+    numbers,
+    operand,
+    roomy,
+    square,
 )
-
-#: operators that are defined, or well conditioned, on a part of the numbers alone
-DOMAINS: dict[str, str] = dict.fromkeys(
-    _words(
-        """
-        acos asin atanh erfinv logit log log10 log1p log2 pow reciprocal rsqrt sqrt xlogy div divide
-        true_divide
-        floor_divide fmod remainder tan addcdiv prod cumprod norm linalg_vector_norm
-        """
-    ),
-    "unit",
-) | {"acosh": "above one"}
-#: operators that jump: what they read must not be where two ways of summing differ
-JUMPS = frozenset(
-    _words(
-        """
-        ceil floor round trunc frac fmod remainder floor_divide sign sgn eq ne ge gt le lt heaviside all any
-        argmax argmin topk sort argsort msort kthvalue median mode cummax cummin hardshrink threshold div
-        divide logical_and logical_not logical_or logical_xor max min
-        """
-    )
-)
-
-VARIANTS: dict[str, Callable[[Site, Tensor], Tensor]] = {
-    "plain": lambda s, x: x,
-    "unit": lambda s, x: torch.sigmoid(x) * 0.8 + 0.1,
-    "above one": lambda s, x: torch.sigmoid(x) + 1.1,
-    "bool": lambda s, x: x > s.vector(),
-    "int": lambda s, x: (x * 4).to(torch.int64),
-}
-
-
-def overloads(name: str) -> Iterator[Any]:
-    """Overloads of an operator that make tensors of a tensor."""
-    packet = getattr(aten, name, None)
-    for overload in packet.overloads() if packet is not None else ():
-        found = getattr(packet, overload)
-        schema = found._schema
-        types = [str(a.type) for a in schema.arguments]
-        returned = [str(r.type) for r in schema.returns]
-        if (
-            any(a.is_out for a in schema.arguments)
-            or "Dimname" in str(schema)
-            or "prim" in schema.overload_name
-        ):
-            continue
-        if "Tensor" in types and set(returned) == {"Tensor"} and not set(types) & {"t", "Generator"}:
-            yield found
-
-
-def _argument(s: Site, argument: Any) -> Any:
-    kind = str(argument.type)
-    kind = kind[9:-1] if kind.startswith("Optional[") else kind
-    if kind == "number" and s.variant in ("bool", "int"):
-        return s.pick((1, 3))
-    if kind == "Tensor":
-        found = _TENSOR_NAMED.get(argument.name, _operand)(s)
-        return found if found.dtype == torch.bool else VARIANTS[s.variant](s, found)
-    if kind == "List[int]" and argument.name == "dim":
-        return _dims(s)
-    maker = NAMED.get(argument.name) or TYPED.get(kind)
-    if maker is None:
-        raise NotImplementedError(f"an argument {argument.name} of type {kind}")
-    return maker(s)
-
-
-def _called(overload: Any, s: Site, variant: str) -> Any:
-    """The operand is the first tensor that is no mask."""
-    s.variant = variant
-    name = overload._schema.name.removeprefix("aten::")
-    x = VARIANTS[variant](s, s.x)
-    if name in JUMPS and x.is_floating_point():
-        x = x + s.vector() * 0.1
-    s.dropout = "train" in [a.name for a in overload._schema.arguments]
-    first, given, named = True, [], {}
-    for argument in overload._schema.arguments:
-        if str(argument.type) == "Tensor" and first and argument.name not in _TENSOR_NAMED:
-            value, first = x, False
-        elif argument.has_default_value() and (
-            argument.name in _LEFT or (argument.name not in ("min", "max") and s.pick((False, False, True)))
-        ):
-            continue
-        else:
-            value = _argument(s, argument)
-        if named or argument.kwarg_only or len(given) < overload._schema.arguments.index(argument):
-            named[argument.name] = value
-        else:
-            given.append(value)
-    return overload(*given, **named)
-
-
-def derived(overload: Any) -> Callable[[Site], Any]:
-    """A step that calls an overload with arguments from its schema.
-
-    Which variant of the operand it takes (some operators want integers) is found when the network is
-    laid out, and kept.  Where none does, the operand goes on as it is; a test holds that every entry of the
-    table is called somewhere.
-    """
-    name = overload._schema.name.removeprefix("aten::")
-
-    def step(s: Site) -> Any:
-        key, number = s.net.place, s._number
-        tried = [DOMAINS.get(name, "plain"), "unit", "above one", "bool", "int"]
-        if s.net.choices.get(key, "") is None:
-            return s.x
-        for variant in [s.net.choices[key]] if key in s.net.choices else tried:
-            s._number = number
-            s.net.rewind()
-            try:
-                made = _called(overload, s, variant)
-            except (RuntimeError, NotImplementedError, TypeError, IndexError):
-                continue
-            if key in s.net.choices or all(bool(t.isfinite().all()) for t in _parts(made)):
-                s.net.choices[key] = variant
-                return made
-        s.net.rewind()
-        s.net.choices[key] = None
-        return s.x
-
-    return step
-
-
-def _parts(made: Any) -> list[Tensor]:
-    return [t for t in (made if isinstance(made, (tuple, list)) else [made]) if isinstance(t, Tensor)]
-
-
-# -- recipes -----------------------------------------------------------------------------------------
 
 
 def _conv(s: Site, transposed: bool = False) -> Tensor:
@@ -285,11 +50,6 @@ def _convolution(s: Site) -> Tensor:
     )  # type: ignore[no-any-return]
 
 
-def _square(s: Site) -> Tensor:
-    """The operand as [N,T,C]."""
-    return s.x if s.x.dim() == 3 else s.x.unsqueeze(1)
-
-
 def _addmm(s: Site) -> Tensor:
     out = s.pick((2, 3, 5))
     bias = s.pick((lambda: s.net.weight(out), lambda: s.net.weight(1), lambda: s.net.weight(1, out)))()
@@ -298,7 +58,7 @@ def _addmm(s: Site) -> Tensor:
 
 
 def _baddbmm(s: Site) -> Tensor:
-    x = _square(s)
+    x = square(s)
     w = s.net.weight(1, s.width, 3).expand(x.shape[0], -1, -1)
     return aten.baddbmm(s.net.weight(1, 1, 3), x, w)  # type: ignore[no-any-return]
 
@@ -340,7 +100,7 @@ def _attention(s: Site) -> Tensor:
 
 
 def _recurrent(s: Site, kind: str, gates: int) -> Tensor:
-    x, hidden = _square(s), s.pick((2, 3))
+    x, hidden = square(s), s.pick((2, 3))
     both, layers = s.pick((False, True)), s.pick((1, 2))
     params: list[Tensor] = []
     width = s.width
@@ -363,13 +123,8 @@ def _cell(s: Site, kind: str, gates: int) -> Tensor:
     return made[0] if isinstance(made, tuple) else made
 
 
-def _numbers(s: Site, count: int) -> Tensor:
-    """Places along an axis: a buffer."""
-    return s.net.buffer(torch.tensor([s.pick(range(count)) for _ in range(3)]))
-
-
 def _index(s: Site) -> Tensor:
-    where = [None] * s.channel + [_numbers(s, s.width)]
+    where = [None] * s.channel + [numbers(s, s.width)]
     return aten.index.Tensor(s.x, where)  # type: ignore[no-any-return]
 
 
@@ -384,7 +139,7 @@ def _channel_pads(s: Site) -> list[int]:
 
 def _pooled(s: Site, name: str) -> Any:
     n = s.spatial
-    x = s.x if min(s.x.shape[2:]) > 1 else F.interpolate(s.x, scale_factor=2)
+    x = roomy(s)
     if name.startswith("adaptive"):
         return getattr(aten, name)(x, [s.pick((1, 2))] * n)
     return getattr(aten, name)(x, [2] * n, s.pick(([1] * n, [2] * n)))
@@ -437,8 +192,9 @@ def _permuted(x: Tensor) -> Tensor:
     return aten.permute(x, [0, *reversed(range(1, x.dim()))])  # type: ignore[no-any-return]
 
 
-def _moved(s: Site) -> Tensor:
-    return _turned(s, lambda x: aten.movedim.int(x, 1, -1), lambda y: aten.movedim.intlist(y, [-1], [1]))
+def _moved(s: Site, name: str) -> Tensor:
+    move = getattr(aten, name)
+    return _turned(s, lambda x: move.int(x, 1, -1), lambda y: move.intlist(y, [-1], [1]))
 
 
 def _sliced(s: Site) -> Any:
@@ -447,7 +203,7 @@ def _sliced(s: Site) -> Any:
 
 
 def _padded(s: Site, pad: Any) -> Any:
-    return pad(s.x, _pads(s, s.spatial)) if min(s.x.shape[2:]) > 1 else s.x
+    return pad(roomy(s), _pads(s, s.spatial))
 
 
 def _creation(s: Site, make: Callable[[list[Any]], Tensor]) -> Tensor:
@@ -475,10 +231,6 @@ def _sizes(s: Site) -> list[int]:
     return [first, s.width - first] if s.width > 1 else [1]
 
 
-Recipe = Callable[[Site], Any]
-ALL, SPACE = KINDS, ("image", "series", "volume")
-LAST = ("sequence", "table")
-
 RECIPES: dict[str, tuple[Sequence[str], Recipe]] = {
     **{f"conv{n}d": ([k], _conv) for k, n in SPATIAL.items()},
     **{f"conv_transpose{n}d": ([k], lambda s: _conv(s, transposed=True)) for k, n in SPATIAL.items()},
@@ -486,7 +238,7 @@ RECIPES: dict[str, tuple[Sequence[str], Recipe]] = {
     "linear": (LAST, lambda s: aten.linear(s.x, s.net.weight(s.pick((2, 3, 5)), s.width))),
     "matmul": (LAST, lambda s: aten.matmul(s.x, s.net.weight(s.width, s.pick((2, 3, 5))))),
     "mm": (["table"], lambda s: aten.mm(s.x, s.net.weight(s.width, s.pick((2, 3, 5))))),
-    "bmm": (LAST, lambda s: aten.bmm(_square(s), s.net.weight(1, s.width, 3).expand(s.x.shape[0], -1, -1))),
+    "bmm": (LAST, lambda s: aten.bmm(square(s), s.net.weight(1, s.width, 3).expand(s.x.shape[0], -1, -1))),
     "mv": (["table"], lambda s: aten.mv(s.x, s.net.weight(s.width))),
     "dot": (["table"], lambda s: s.x * aten.dot(s.net.weight(s.width), s.net.weight(s.width))),
     "vdot": (["table"], lambda s: s.x * aten.vdot(s.net.weight(s.width), s.net.weight(s.width))),
@@ -500,8 +252,8 @@ RECIPES: dict[str, tuple[Sequence[str], Recipe]] = {
     "rms_norm": (ALL, lambda s: _layer_norm(s, rms=True)),
     "prelu": ((*SPACE, "table"), lambda s: aten.prelu(s.x, s.net.weight(s.pick((s.width, 1))))),
     "scaled_dot_product_attention": (["sequence"], _attention),
-    "embedding": (["table"], lambda s: s.x + aten.embedding(s.net.weight(5, s.width), _numbers(s, 5)).sum(0)),
-    "index_select": (ALL, lambda s: aten.index_select(s.x, s.channel, _numbers(s, s.width))),
+    "embedding": (["table"], lambda s: s.x + aten.embedding(s.net.weight(5, s.width), numbers(s, 5)).sum(0)),
+    "index_select": (ALL, lambda s: aten.index_select(s.x, s.channel, numbers(s, s.width))),
     "index": (ALL, _index),
     **{
         name: (ALL, lambda s, name=name: _view_back(s, name))  # type: ignore[misc]
@@ -530,7 +282,9 @@ RECIPES: dict[str, tuple[Sequence[str], Recipe]] = {
     "numpy_T": (ALL, lambda s: _turned(s, aten.numpy_T, aten.numpy_T)),
     "mT": (ALL, lambda s: _turned(s, aten.mT, aten.mT)),
     "adjoint": (ALL, lambda s: _turned(s, aten.adjoint, aten.adjoint)),
-    "movedim": (ALL, _moved),
+    "movedim": (ALL, lambda s: _moved(s, "movedim")),
+    "moveaxis": (ALL, lambda s: _moved(s, "moveaxis")),
+    "mvlgamma": (ALL, lambda s: aten.mvlgamma(torch.sigmoid(s.x) + 1.1, s.pick((1, 2)))),
     "unsqueeze": (ALL, _squeezed),
     "squeeze": (ALL, _squeezed),
     "repeat": (ALL, lambda s: aten.repeat(s.x, [2 if d == s.channel else 1 for d in range(s.x.dim())])),
@@ -548,7 +302,10 @@ RECIPES: dict[str, tuple[Sequence[str], Recipe]] = {
     "unbind": (ALL, lambda s: aten.unbind.int(s.x, s.pick((s.channel, 1)))[0]),
     "select": (ALL, lambda s: aten.select.int(s.x, s.pick((s.channel, 1)), s.pick((0, -1)))),
     "slice": (ALL, _sliced),
-    "narrow": (ALL, lambda s: aten.narrow(s.x, s.channel, s.pick(range(s.width)), 1)),
+    **{
+        name: (ALL, lambda s, f=f: f(s.x, s.channel, s.pick(range(s.width)), 1))  # type: ignore[misc]
+        for name, f in _named("narrow", "narrow_copy")
+    },
     "pad": (ALL, lambda s: aten.pad(s.x, _channel_pads(s), "constant", 0.5)),
     "constant_pad_nd": (ALL, lambda s: aten.constant_pad_nd(s.x, _channel_pads(s), 0.5)),
     **{
@@ -605,58 +362,8 @@ RECIPES: dict[str, tuple[Sequence[str], Recipe]] = {
     "rand_like": (ALL, lambda s: s.x + aten.rand_like(s.x) * 0),
     "randn_like": (ALL, lambda s: s.x + aten.randn_like(s.x) * 0),
     "empty_like": (ALL, lambda s: s.x + aten.fill.Scalar(aten.empty_like(s.x), 0.5)),
-    "one_hot": (ALL, lambda s: _along(s, lambda n: aten.one_hot(_numbers(s, n), n).sum(0))),
+    "one_hot": (ALL, lambda s: _along(s, lambda n: aten.one_hot(numbers(s, n), n).sum(0))),
     "_assert_tensor_metadata": (ALL, lambda s: (aten._assert_tensor_metadata(s.x, dtype=s.x.dtype), s.x)[1]),
-    "where": (ALL, lambda s: aten.where.self(_test(s), s.x, _operand(s))),
+    "where": (ALL, lambda s: aten.where.self(compared(s), s.x, operand(s))),
     "native_dropout": (ALL, lambda s: aten.native_dropout(s.x, 0.5, False)[0]),
 }  # fmt: skip
-
-
-def landed(net: Net, x: Tensor, made: Any) -> Tensor:
-    """What comes of a call as a value of the network: floats, not large, with the samples first.
-
-    A result in another form scales the operand by its mean.
-    """
-    # a cast would put the dtype of the example into the graph; a product takes that of the run
-    parts = [p if p.is_floating_point() else p * net.weight(1) for p in _parts(made) if p.numel()]
-    fits = [p for p in parts if p.dim() == x.dim() and p.shape[0] == x.shape[0]]
-    y = fits[0] if fits else x
-    for part in parts:
-        if part is not y:
-            y = y * (1 + 0.3 * torch.tanh(part.mean()))
-    return net.tame(y)
-
-
-def _step(recipe: Recipe) -> Callable[[Net, Tensor, int, int, int], Tensor]:
-    def step(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
-        return landed(net, x, recipe(Site(net, x, (a * 6 + b) * 6 + c)))
-
-    return step
-
-
-#: entries without a generator, most of them with operands in forms of their own; tests/test_aten_operators.py
-#: calls many of them alone, but not all: stacks, shifts and rot90 among others have no test yet
-APART = frozenset(
-    {*ops_decomposed.TABLE, *ops_indexing.TABLE, *ops_products.TABLE, *ops_signal.TABLE}
-    | {"_conj", "_convolution", "_grouped_mm", "complex", "float_power", "imag", "linalg_norm", "matrix_H"}
-    | {"permute_copy", "pin_memory", "polar", "slice_copy", "t_copy", "view_as_complex_copy"}
-    | {"view_as_real_copy", "transformers.grouped_mm_fallback", "__lshift__", "__rshift__", "rot90"}
-    | {"special_zeta", "_to_cpu", "broadcast_tensors", "column_stack", "dstack", "hstack", "row_stack"}
-    | {"unbind_copy", "vstack"}
-) - set(RECIPES)
-
-
-def steps(kind: str) -> dict[str, Callable[[Net, Tensor, int, int, int], Tensor]]:
-    """Every call that fits a kind of network, by ``name`` or ``name.overload``."""
-    found: dict[str, Callable[[Net, Tensor, int, int, int], Tensor]] = {}
-    for name in TABLE:
-        if name in APART:
-            continue
-        if name in RECIPES:
-            kinds, recipe = RECIPES[name]
-            if kind in kinds:
-                found[name] = _step(recipe)
-            continue
-        for overload in overloads(name):
-            found[f"{name}.{overload._overloadname}"] = _step(derived(overload))
-    return found
