@@ -13,6 +13,8 @@ import onnx.defs
 from onnx import TensorProto, helper
 
 from sparsecc.onnxfile.ops import TABLE
+from tests import onnx_recipes
+from tests.onnx_recipes import joined
 
 if TYPE_CHECKING:
     from tests.test_onnx_property import Net, Value
@@ -138,11 +140,6 @@ def _axis(net: Net, v: Value) -> int:
     return int(axis - len(v.shape) if net.pick((False, True)) else axis)
 
 
-def _joined(net: Net, v: Value, out: str) -> None:
-    """A result that broadcasts to the value."""
-    net.put("Add", [net.graph.node("Tanh", [out], net.fresh("tame")), v.name], v.shape)
-
-
 def _reduce(net: Net, name: str) -> None:
     v = net.pick(net.values[-4:])
     rank = len(v.shape)
@@ -156,33 +153,33 @@ def _reduce(net: Net, name: str) -> None:
         inputs.append(net.ints(*axes))
     elif axes is not None:
         given["axes"] = axes
-    _joined(net, v, net.graph.node(name, inputs, out, **given))
+    joined(net, v, net.graph.node(name, inputs, out, **given))
 
 
 def _positions(net: Net, name: str) -> None:
     v = net.pick(net.values[-4:])
     out = net.graph.node(name, [generic(net, v)], net.fresh("where"), axis=_axis(net, v), keepdims=1)
-    _joined(net, v, net.graph.node("Cast", [out], net.fresh("floats"), to=TensorProto.FLOAT))
+    joined(net, v, net.graph.node("Cast", [out], net.fresh("floats"), to=TensorProto.FLOAT))
 
 
 def _along(net: Net, name: str) -> None:
     v = net.pick(net.values[-4:])
     axis = net.graph.ints(net.fresh("axis"), _axis(net, v))
-    _joined(net, v, net.graph.node(name, [v.name, axis], net.fresh("along")))
+    joined(net, v, net.graph.node(name, [v.name, axis], net.fresh("along")))
 
 
 def _top(net: Net, name: str) -> None:
     v = net.pick(net.values[-4:])
     outputs = [net.fresh("top"), net.fresh("at")]
     net.graph.node(name, [generic(net, v), net.ints(1)], outputs, axis=_axis(net, v))
-    _joined(net, v, outputs[0])
+    joined(net, v, outputs[0])
 
 
 def _normalised(net: Net, name: str) -> None:
     v = net.pick(net.values[-4:])
     attributes = {"p": 2} if name == "LpNormalization" else {}
     x = generic(net, v) if name in JUMPS else v.name
-    _joined(net, v, net.graph.node(name, [x], net.fresh("soft"), axis=_axis(net, v), **attributes))
+    joined(net, v, net.graph.node(name, [x], net.fresh("soft"), axis=_axis(net, v), **attributes))
 
 
 def _rms(net: Net, name: str) -> None:
@@ -196,7 +193,7 @@ def _pool(net: Net, name: str) -> None:
     if v is None or min(v.shape[2:]) < 2:
         return
     if name.startswith("Global"):
-        _joined(net, v, net.graph.node(name, [v.name], net.fresh("pooled")))
+        joined(net, v, net.graph.node(name, [v.name], net.fresh("pooled")))
         return
     shape = (*v.shape[:2], v.shape[2] // 2, v.shape[3] // 2)
     net.put(name, [v.name], shape, kernel_shape=[2, 2], strides=[2, 2])
@@ -245,13 +242,13 @@ def _filled(net: Net, name: str) -> None:
 def _range(net: Net, name: str) -> None:
     v = net.pick(net.values[-4:])
     numbers = [net.graph.tensor(net.fresh("bound"), n, np.float32) for n in (0.0, float(v.shape[-1]), 1.0)]
-    _joined(net, v, net.graph.node(name, numbers, net.fresh("range")))
+    joined(net, v, net.graph.node(name, numbers, net.fresh("range")))
 
 
 def _eye(net: Net, name: str) -> None:
     v = net.pick(net.values[-4:])
     square = net.graph.tensor(net.fresh("square"), np.zeros((v.shape[-1], v.shape[-1])))
-    _joined(
+    joined(
         net,
         v,
         net.graph.node(
@@ -264,7 +261,7 @@ def _one_hot(net: Net, name: str) -> None:
     v = net.pick(net.values[-4:])
     depth = net.graph.ints(net.fresh("depth"), v.shape[-1])
     off_on = net.graph.tensor(net.fresh("off_on"), [0.0, 1.0])
-    _joined(net, v, net.graph.node(name, [net.ints(0), depth, off_on], net.fresh("hot")))
+    joined(net, v, net.graph.node(name, [net.ints(0), depth, off_on], net.fresh("hot")))
 
 
 def _non_zero(net: Net, name: str) -> None:
@@ -273,7 +270,7 @@ def _non_zero(net: Net, name: str) -> None:
     count = net.graph.node(
         "Cast", [net.graph.node("Size", [found], net.fresh("size"))], net.fresh("count"), to=TensorProto.FLOAT
     )
-    _joined(net, v, count)
+    joined(net, v, count)
 
 
 def _triangle(net: Net, name: str) -> None:
@@ -322,39 +319,14 @@ RECIPES: dict[str, Callable[[Net, str], None]] = {
     "Reshape": _gene("shuffle"), "Flatten": _gene("flatten"), "Expand": _gene("expanded"),
     "Concat": _gene("concat"), "Split": _gene("split"), "Slice": _gene("cut"), "Gather": _gene("gather"),
     "DepthToSpace": _depth_to_space, "Pad": _gene("pad"), "Resize": _gene("resize"),
-    **dict.fromkeys(("LSTM", "GRU", "RNN"), _gene("recurrent")),
+    **dict.fromkeys(("LSTM", "GRU", "RNN"), _gene("recurrent")), **onnx_recipes.RECIPES,
 }  # fmt: skip
 
-#: entries whose operands have forms of their own: tests/test_onnx_operators.py and its neighbours hold them
+#: entries for integers, for caches that grow, and what nothing here can run: tests/test_onnx_operators.py and
+#: its neighbours hold them
 APART = frozenset(
-    [
-        "Attention",
-        "BlackmanWindow",
-        "CausalConvWithState",
-        "CenterCropPad",
-        "Col2Im",
-        "Compress",
-        "Constant",
-        "ConvInteger",
-        "DFT",
-        "DeformConv",
-        "Det",
-        "DynamicQuantizeLinear",
-        "GridSample",
-        "HammingWindow",
-        "HannWindow",
-        "LRN",
-        "MatMulInteger",
-        "MaxRoiPool",
-        "MeanVarianceNormalization",
-        "QLinearConv",
-        "QLinearMatMul",
-        "ReverseSequence",
-        "RoiAlign",
-        "RotaryEmbedding",
-        "STFT",
-        "ScatterElements",
-        "ScatterND",
-        "TensorScatter",
-    ]
-)
+    {
+        "CausalConvWithState", "ConvInteger", "DeformConv", "DynamicQuantizeLinear", "MatMulInteger",
+        "MaxRoiPool", "QLinearConv", "QLinearMatMul", "TensorScatter",
+    }
+)  # fmt: skip

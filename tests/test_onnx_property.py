@@ -734,11 +734,10 @@ def test_every_entry_of_the_table_has_a_schema() -> None:
 
 #: rules that no random network holds (APART of both dialects); most have tests of single operators
 ALONE = """
-    attention_onnx col2im deform_conv depthwise_causal dynamic_quantize dynamic_quantize_matmul
-    embed_layer_norm fused_conv fused_gemm fused_matmul group_query_attention grouped_matmul
-    index_many matmul_nbits measured mixed_by multi_head_attention opaque per_channel qconcat qconv
-    qmatmul qmixed qsoftmax rotary_embedding sampled scatter_nd self_attention skip_layer_norm
-    split_gate tensor_scatter
+    deform_conv depthwise_causal dynamic_quantize dynamic_quantize_matmul embed_layer_norm
+    fused_conv fused_gemm fused_matmul group_query_attention grouped_matmul index_many matmul_nbits
+    measured multi_head_attention opaque per_channel qconcat qconv qmatmul qmixed qsoftmax
+    self_attention skip_layer_norm split_gate tensor_scatter
 """
 
 
