@@ -22,7 +22,8 @@ from torch.export import Dim, ExportedProgram
 from torch.nn import functional as F
 
 from sparsecc.errors import InvalidOption, UnsupportedModel
-from sparsecc.fx.to_onnx import to_onnx, torch_signature
+from sparsecc.fx.to_onnx import OPSET, to_onnx, torch_signature
+from sparsecc.fx.translations import translations_kept
 from sparsecc.onnxfile.model import OnnxFile
 from sparsecc.signature import Record
 from sparsecc.target import TargetSpec
@@ -502,3 +503,22 @@ def test_errors_leave_the_loggers_as_they_were() -> None:
     with pytest.raises(InvalidOption):
         to_onnx(program, dynamic={"input": {0: "n"}})
     assert logging.getLogger("torch.onnx").level == level
+
+
+def test_translations_are_read_once_and_not_shared() -> None:
+    """What an export registers stays its own, and PyTorch is left as it was."""
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    before = ONNXRegistry.__dict__["from_torchlib"]
+    target = torch.ops.aten.relu.default
+    with translations_kept():
+        first = ONNXRegistry.from_torchlib(OPSET)
+        known = first.get_decomps(target)
+        first.register_op(target, lambda x: x)
+        second = ONNXRegistry.from_torchlib(OPSET)
+    assert second.get_decomps(target) == known != first.get_decomps(target)
+    assert second.get_decomps(target)[0] is known[0], "read anew"
+    assert ONNXRegistry.__dict__["from_torchlib"] is before
+    fresh = ONNXRegistry.from_torchlib(OPSET)
+    assert fresh.functions.keys() == second.functions.keys()
+    assert fresh.opset_version == second.opset_version == OPSET

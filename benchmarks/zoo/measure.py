@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from benchmarks.zoo.entry import Built, Entry, Path
 from benchmarks.zoo.weights import randomise
 from sparsecc.errors import SparseccError, VerificationFailed
+from sparsecc.fx.translations import translations_kept
 
 SPARSITY = 0.5
 #: kinds of frozen axes that every model has
@@ -222,7 +223,7 @@ def to_onnx(built: Built) -> tuple[Any, list[torch.Tensor]]:
     first: Exception | None = None
     for shapes in (_dynamic(args, kwargs), None):
         try:
-            with _quiet(), torch.no_grad():
+            with _quiet(), torch.no_grad(), translations_kept():
                 program = torch.onnx.export(
                     built.module,
                     args,

@@ -26,4 +26,7 @@ for _name in _NAMES:
     with contextlib.suppress(ModuleNotFoundError):
         importlib.import_module(_name)
 # The tracer imports and caches a lot when it first runs.
-sparsecc.prune(torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)), (torch.randn(2, 4),))
+_small, _x = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4)), (torch.randn(2, 4),)
+sparsecc.prune(_small, _x)
+with contextlib.suppress(ModuleNotFoundError):  # onnxscript
+    sparsecc.compile(_small, _x, target="onnx")

@@ -31,6 +31,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 
 from sparsecc.errors import InvalidOption, UnsupportedModel
+from sparsecc.fx.translations import translations_kept
 from sparsecc.signature import Signature, TensorSpec, argument_paths, describe_result, onnx_signature
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def to_onnx(
     Raises ``UnsupportedModel`` with the operator and the source line where a translation is missing.
     """
     _check_names(program, input_names, output_names)
-    with _silence():
+    with _silence(), translations_kept():
         try:
             exported = torch.onnx.export(
                 _without_tracing(program),
