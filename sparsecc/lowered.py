@@ -16,7 +16,7 @@ from sparsecc.errors import UnsupportedModel
 from sparsecc.onnxfile.model import OnnxFile
 from sparsecc.signature import Signature, onnx_signature
 from sparsecc.verification.certificate import Certificate, Check
-from sparsecc.verification.check import certify, distance
+from sparsecc.verification.check import certify, distance, worst_nodes
 
 if TYPE_CHECKING:
     from sparsecc.pipeline import Pruned
@@ -66,7 +66,7 @@ def certify_artifact(subject: Subject, plan: Plan, artifact: Artifact, executor:
     certificate = certify(subject, applied, kept)
     if MODEL not in artifact.members:
         raise UnsupportedModel(f"artifacts for {artifact.target!r} hold no ONNX model that could be checked")
-    if executor.rounds:
+    if executor.rounds or executor.watched:
         file, _ = lowered(subject, applied)
         return _with_lowered(subject, applied, certificate, file, executor)
     with tempfile.TemporaryDirectory(prefix="sparsecc-") as folder:
@@ -97,7 +97,8 @@ def _with_lowered(
             raise UnsupportedModel(f"the lowered model takes {len(names)} inputs, the program {len(values)}")
         feeds = dict(zip(names, values, strict=True))
         want = [y for y in applied.run(inputs, torch.float64) if isinstance(y, torch.Tensor)]
-        found = exact.run(feeds)
+        seen: dict[str, torch.Tensor] = {}
+        found = exact.run(feeds, hook=partial(_watching, executor.watched, seen))
         wide = [found[v.name] for v in file.proto.graph.output]
         ran = executor.run_named(feeds)
         rounded = {} if dense is None else dense.run(feeds, hook=partial(_rounding, executor.rounds))
@@ -107,6 +108,10 @@ def _with_lowered(
                 step += _rounding_step(rounded[info.name], ours, executor.rounds)
                 runtime = min(runtime, _SINGLE)  # the shorter type's own rounding is in the step
             checks += _checks(info.name, ours, found, reference, words, RUNTIME_ULPS * runtime + step)
+        checks += [
+            Check("each product in integers", "absolute error", alone.error, alone.bound, words, alone.node)
+            for alone in worst_nodes(executor.alone(feeds, seen))
+        ]
     status = certificate.status if all(c.passed for c in checks) else "FAILED"
     return replace(certificate, status=status, checks=(*certificate.checks, *checks))
 
@@ -114,6 +119,21 @@ def _with_lowered(
 def _unit(y: torch.Tensor) -> float:
     """The unit roundoff of an output's type; float32's for numbers that are no floats."""
     return torch.finfo(y.dtype if y.is_floating_point() else torch.float32).eps / 2
+
+
+def _watching(
+    names: frozenset[str],
+    seen: dict[str, torch.Tensor],
+    node: Any,
+    index: int,
+    values: list[Any],
+    default: Any,
+) -> tuple[Any, ...]:
+    """A hook that remembers values by name, of those that nodes read and give."""
+    found: tuple[Any, ...] = default(values)
+    pairs = (*zip(node.input, values, strict=True), *zip(node.output, found, strict=False))
+    seen.update((name, value) for name, value in pairs if name in names)
+    return found
 
 
 def _rounding(

@@ -16,7 +16,7 @@ import importlib.metadata
 import importlib.util
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from sparsecc.graph.view import View
     from sparsecc.onnxfile.model import OnnxFile
     from sparsecc.signature import Signature
+    from sparsecc.subject import NodeCheck
 
 ENTRY_POINTS = "sparsecc.targets"
 DTYPES = ("fp64", "fp32", "fp16", "bf16", "fp8", "int8")
@@ -173,6 +174,8 @@ class Executor(abc.ABC):
 
     #: output of a product in the lowered model -> the shorter type that the artifact multiplies in
     rounds: Mapping[str, torch.dtype] = MappingProxyType({})
+    #: values of the lowered model that products in integers read and give; see ``alone``
+    watched: frozenset[str] = frozenset()
 
     @abc.abstractmethod
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -181,6 +184,15 @@ class Executor(abc.ABC):
     @abc.abstractmethod
     def run_named(self, feeds: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Outputs by their names in the artifact, for inputs by theirs."""
+
+    def alone(
+        self, feeds: Mapping[str, torch.Tensor], values: Mapping[str, torch.Tensor]
+    ) -> Iterator[NodeCheck]:
+        """Each product in integers by itself, on what it reads in the lowered model.
+
+        ``values`` are the watched ones, of the lowered model in float64 on the inputs ``feeds``.
+        """
+        return iter(())
 
 
 @dataclass(frozen=True, slots=True)

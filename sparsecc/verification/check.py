@@ -60,7 +60,7 @@ def certify(
     if plan.mode == "prune":
         checks += [
             Check("each operator alone", "absolute error", n.error, n.bound, words, n.node)
-            for n in _worst_nodes(subject.node_checks(applied, kept, inputs))
+            for n in worst_nodes(subject.node_checks(applied, kept, inputs))
         ]
     if not all(c.passed for c in checks):
         _require_deterministic(subject, inputs)
@@ -130,7 +130,7 @@ def _removes(plan: Plan) -> bool:
     return fewer or any(plan.of(Bypass)) or any(plan.of(Mask))
 
 
-def _worst_nodes(nodes: Iterator[Any]) -> list[Any]:
+def worst_nodes(nodes: Iterator[Any]) -> list[Any]:
     """All operators that fail, and the one nearest to its bound."""
     failed: list[Any] = []
     nearest: Any = None

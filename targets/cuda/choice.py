@@ -1,9 +1,10 @@
 """Decides layer by layer whether 2:4 pays: expected time of the dense product over that of the sparse one.
 
-The ratios are of cuSPARSELt over cuBLASLt with algorithm search, square products in 16-bit floats
+The ratios are of cuSPARSELt over cuBLASLt with algorithm search, square products in 16-bit floats and in int8
 (SlideSparse, arXiv 2603.05232, published measurements of January 2026; torch 2.9, CUDA 12.9).  What was not
 measured there is interpolated in the logarithm of the product's size, and nothing is said to be faster
-than the largest product measured.  The kernels of this package have not been measured on hardware.
+than the largest product measured.  For int8 on GPUs that were not measured the slower of those that were
+decides.  The kernels of this package have not been measured on hardware.
 """
 
 from __future__ import annotations
@@ -50,6 +51,23 @@ CURVES: Mapping[str, Curve] = MappingProxyType(
     }
 )
 
+_A100_INT8 = {512: 1.05, 1024: 1.18, 2048: 1.42, 4096: 2.06, 8192: 2.19, 16384: 2.18}
+_H100_INT8 = {512: 0.96, 1024: 1.30, 2048: 1.58, 4096: 1.28, 8192: 1.71, 16384: 1.79}
+_LEAST_INT8 = {width: min(ratio, _H100_INT8[width]) for width, ratio in _A100_INT8.items()}
+_NO_INT8 = Curve(
+    "A100 or H100, int8, whichever gains less: none was measured here", MappingProxyType(_LEAST_INT8)
+)
+
+INT8_CURVES: Mapping[str, Curve] = MappingProxyType(
+    {
+        "sm80": Curve("A100 PCIe, int8", MappingProxyType(_A100_INT8)),
+        "sm86": _NO_INT8,
+        "sm89": _NO_INT8,
+        "sm90": Curve("H100, int8", MappingProxyType(_H100_INT8)),
+        "sm120": _NO_INT8,
+    }
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Choice:
@@ -91,7 +109,7 @@ def choose(layer: Layer, arch: str, how: str, dtype: str = "fp16", measure: Mete
     if times is not None:
         why = f"{times.ratio:.2f}x measured: {times.dense:.1f} us dense, {_best(times)}"
         return made(times.ratio > 1.0, times.ratio, why, times.best)
-    curve = CURVES[arch]
+    curve = (INT8_CURVES if dtype == "int8" else CURVES)[arch]
     expected = curve.at(layer.flops)
     why = f"{expected:.2f}x expected at {layer.flops / 1e9:.3g} GFLOP (cuSPARSELt on {curve.gpu})"
     return made(expected > 1.0, expected, ("not measured here; " if how == "measured" else "") + why)

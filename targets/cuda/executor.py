@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from onnx import NodeProto
 
-import sparsecc.targets.cuda.reference  # noqa: F401  (registers the operator of the graph's own nodes)
 from sparsecc.artifact import MODEL, WEIGHTS, Artifact
 from sparsecc.onnxfile.model import OnnxFile, to_numpy
-from sparsecc.reference.onnx_run import Runner
+from sparsecc.reference.onnx_run import Default, Runner
+from sparsecc.subject import NodeCheck
 from sparsecc.target import Executor
 from sparsecc.targets.arguments import as_torch, checked
 from sparsecc.targets.cuda.listing import layers_of
 from sparsecc.targets.cuda.operator import DTYPES
+from sparsecc.targets.cuda.reference import (  # registers the operator of the graph's nodes
+    KIND,
+    rounding_bound,
+)
 
 
 class TorchExecutor(Executor):
@@ -27,7 +32,10 @@ class TorchExecutor(Executor):
 
         self.signature = artifact.signature
         self.layers = layers_of(artifact)
-        self.rounds = {entry["product"]: DTYPES[entry["dtype"]] for entry in self.layers if entry["sparse"]}
+        sparse = [entry for entry in self.layers if entry["sparse"]]
+        coded = [entry for entry in sparse if entry["dtype"] == "int8"]
+        self.rounds = {e["product"]: DTYPES[e["dtype"]] for e in sparse if e["dtype"] != "int8"}
+        self.watched = frozenset(name for e in coded for name in (e["output"], *e["reads"]))
         self.device = device_for(artifact, self.layers)
         if self.device.type == "cuda":
             load_kernels(artifact, self.device)
@@ -52,3 +60,24 @@ class TorchExecutor(Executor):
         with torch.inference_mode(), self.device:
             found = self._runner.run(feeds)
         return {name: found[name] for name in self._outputs}
+
+    def alone(
+        self, feeds: Mapping[str, torch.Tensor], values: Mapping[str, torch.Tensor]
+    ) -> Iterator[NodeCheck]:
+        """Each product in integers by itself: exact but for the rounding of scale, bias and what follows."""
+        found: list[NodeCheck] = []
+
+        def forced(node: NodeProto, index: int, given: list[Any], default: Default) -> tuple[Any, ...]:
+            pairs = zip(node.input, given, strict=True)
+            given = [values[name].to(own) if name in values else own for name, own in pairs]
+            outputs = default(given)
+            if node.op_type == KIND and node.output[0] in values:
+                wanted = values[node.output[0]].double()
+                error = float((outputs[0].cpu().double() - wanted).abs().amax()) if wanted.numel() else 0.0
+                found.append(NodeCheck(node.output[0], error, rounding_bound(node, given)))
+            return outputs
+
+        if self.watched:
+            with torch.inference_mode(), self.device:
+                self._runner.run(feeds, hook=forced)
+        yield from found

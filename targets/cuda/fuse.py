@@ -74,8 +74,9 @@ def _batch_norm(graph: Graph, layer: Layer) -> Layer | None:
     if any(constant is None or constant[0].numel() != layer.out for constant in constants):
         return None
     gamma, beta, mean, variance = (c[0].double().numpy().reshape(-1) for c in constants if c is not None)
-    scale = gamma / np.sqrt(variance + attributes(node).get("epsilon", 1e-5))
-    shift = beta + scale * ((0 if layer.bias is None else layer.bias.astype(np.float64)) - mean)
+    factor = gamma / np.sqrt(variance + attributes(node).get("epsilon", 1e-5))
+    shift = beta + factor * ((0 if layer.bias is None else layer.bias.astype(np.float64)) - mean)
+    scale = factor * (1 if layer.scale is None else layer.scale.astype(np.float64))
     return _with(
         replace(
             layer,

@@ -18,7 +18,7 @@ from sparsecc.errors import InvalidModel, TargetUnavailable
 from sparsecc.targets.cuda.build import Kernel, Launch
 from sparsecc.targets.cuda.config import default_config, tile_for
 from sparsecc.targets.cuda.driver import driver
-from sparsecc.targets.cuda.operator import DTYPES, Operands
+from sparsecc.targets.cuda.operator import DTYPES, Operands, result_type, rounded_to
 
 KERNELS = "kernels.json"
 FOLDER = "kernels"
@@ -132,7 +132,7 @@ def launched(given: Operands, shape: Sequence[int]) -> torch.Tensor:
     tensors: Mapping[str, Any] = {
         "weight": given.values,
         "metadata": given.metadata,
-        "x": given.x.to(DTYPES[given.dtype]).contiguous(),
+        "x": rounded_to(given.x, DTYPES[given.dtype]).contiguous(),
         "d": result,
         "scale": given.scale,
         "bias": given.bias,
@@ -140,7 +140,7 @@ def launched(given: Operands, shape: Sequence[int]) -> torch.Tensor:
     }
     with torch.cuda.device(given.x.device):
         start(by_name[kernel.entry].function, kernel, launch, tensors)
-    return result.to(given.x.dtype)
+    return result.to(result_type(given.x))
 
 
 def start(function: int, kernel: Kernel, launch: Launch, tensors: Mapping[str, torch.Tensor | None]) -> None:

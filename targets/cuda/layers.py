@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TypeAlias
 
 import numpy as np
@@ -21,15 +22,31 @@ from sparsecc.errors import SparseccError
 from sparsecc.onnxfile.model import OnnxFile, to_torch
 from sparsecc.onnxfile.shapes import Shapes
 from sparsecc.onnxfile.structure import describe
-from sparsecc.reference.onnx_ops.registry import attributes
+from sparsecc.reference.onnx_ops.registry import Ctx, attributes, find
+from sparsecc.reference.onnx_run import execute
 from sparsecc.targets.cuda.config import Epilogue
 from sparsecc.targets.cuda.pack import GROUP, is_packable
 from sparsecc.targets.cuda.problem import Conv
 
 Array: TypeAlias = npt.NDArray[np.float32]
 
+#: operators behind which a constant is one still: what they give is computed
+_SPELLED = ("Transpose", "Identity", "Cast", "QuantizeLinear", "DequantizeLinear")
+
 #: element types that a kernel can take the weights of
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True, slots=True)
+class Dynamic:
+    """A scale that the model computes: the values that hold it (one number or [out]) and the zero point.
+
+    ``shift`` is what the kernel takes off the integers, and off their zero point (empty: there is none).
+    """
+
+    scale: str
+    zero: str
+    shift: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +57,10 @@ class Layer:
     of them gives, and ``product`` that of the product alone.  ``rows`` is the number of tokens (or output
     pixels) for the graph's representative sizes.  ``refusal`` says why the layer cannot be sparse; it is
     empty where it can.
+
+    ``coded``: both operands are integers that stand for numbers.  Where they are multiplied as such, the
+    matrix is int8, ``x`` int8 or uint8, ``result`` the type of what comes out, and ``dynamic`` says where the
+    scale is when the model computes it.
     """
 
     name: str
@@ -56,6 +77,9 @@ class Layer:
     bias: Array | None = None
     residual: str = ""
     refusal: str = ""
+    coded: bool = False
+    dynamic: Dynamic | None = None
+    result: torch.dtype | None = None
 
     @property
     def out(self) -> int:
@@ -64,6 +88,12 @@ class Layer:
     @property
     def k(self) -> int:
         return int(self.matrix.shape[1])
+
+    @property
+    def reads(self) -> list[str]:
+        """The values of the graph that a kernel for it depends on."""
+        scaled = () if self.dynamic is None else (self.dynamic.scale, self.dynamic.zero)
+        return [name for name in (self.x, self.residual, *scaled) if name]
 
     @property
     def flops(self) -> int:
@@ -113,7 +143,7 @@ class Graph:
         return self.shapes.get(name).shape
 
     def constant(self, name: str) -> tuple[torch.Tensor, str] | None:
-        """A stored constant, also through Transpose and Identity, and the name that it is stored under."""
+        """A constant, also behind operators that only spell it, and the name that it is stored under."""
         if any(value.name == name for value in self.file.inputs):
             return None
         index = self.producer.get(name)
@@ -124,13 +154,14 @@ class Graph:
                 return None
             return None if found is None else (found, name)
         node = self.node(index)
-        if node.domain not in ("", "ai.onnx") or node.op_type not in ("Transpose", "Identity"):
+        if node.op_type not in _SPELLED or node.domain not in ("", "ai.onnx", "com.microsoft"):
             return None
-        inner = self.constant(node.input[0])
-        if inner is None or node.op_type == "Identity":
-            return inner
-        order = attributes(node).get("perm") or list(reversed(range(inner[0].dim())))
-        return inner[0].permute(order), inner[1]
+        given = [self.constant(name) if name else None for name in node.input]
+        if given[0] is None or any(g is None for g, name in zip(given, node.input, strict=True) if name):
+            return None
+        operator = find(node.domain, node.op_type, self.file.opset if node.domain != "com.microsoft" else 1)
+        (value,) = execute(operator, Ctx(node, self.file.opset), [g and g[0] for g in given])
+        return (value, given[0][1]) if isinstance(value, torch.Tensor) else None
 
     def only_reader(self, name: str) -> int | None:
         """The one node that reads a value that nothing else needs."""
@@ -138,20 +169,24 @@ class Graph:
         return readers[0] if len(readers) == 1 and name not in self.outputs else None
 
 
-def find_layers(file: OnnxFile, shapes: Shapes) -> list[Layer]:
-    """Every product with a constant matrix, in the order of the graph."""
+def find_layers(file: OnnxFile, shapes: Shapes, asked: str | None = None) -> list[Layer]:
+    """Every product with a constant matrix, in the order of the graph.
+
+    ``asked`` is the element type to multiply in.  With None, products whose operands are both quantised are
+    multiplied in integers, the others in floats; ``int8`` leaves the others alone; ``fp16`` and ``bf16`` take
+    the numbers that integers stand for.
+    """
     graph = Graph.of(file, shapes)
-    return [layer for index in range(len(file.proto.graph.node)) for layer in _layers_at(graph, index)]
+    return [layer for index in range(len(file.proto.graph.node)) for layer in _layers_at(graph, index, asked)]
 
 
-def _layers_at(graph: Graph, index: int) -> Iterator[Layer]:
+def _layers_at(graph: Graph, index: int, asked: str | None) -> Iterator[Layer]:
     from sparsecc.targets.cuda.fuse import fused
+    from sparsecc.targets.cuda.quantised import is_coded
 
     node = graph.node(index)
-    read = _PRODUCTS.get(node.op_type) if node.domain in ("", "ai.onnx") else None
-    if read is None or len(node.input) < 2:
-        return
-    constant = graph.constant(node.input[1])
+    operand = _weight_operand(node)
+    constant = graph.constant(node.input[operand]) if 0 < operand < len(node.input) else None
     if constant is None:
         return
     weight, name = constant
@@ -163,11 +198,10 @@ def _layers_at(graph: Graph, index: int) -> Iterator[Layer]:
         output=node.output[0],
         product=node.output[0],
         matrix=weight.flatten(1),
+        coded=is_coded(graph, node),
     )
     try:
-        if weight.dtype not in FLOATS:
-            raise Refused(f"its weight is {str(weight.dtype).removeprefix('torch.')}")
-        layer = read(graph, node, layer, weight)
+        layer = _read(graph, node, layer, weight, asked)
         if layer.k % GROUP:
             raise Refused(f"its contraction has {layer.k} weights, not a multiple of {GROUP}")
         if not is_packable(layer.matrix):
@@ -175,6 +209,29 @@ def _layers_at(graph: Graph, index: int) -> Iterator[Layer]:
         yield fused(graph, layer)
     except Refused as reason:
         yield replace(layer, refusal=str(reason))
+
+
+def _weight_operand(node: NodeProto) -> int:
+    """Which input of a product holds its weight; 0 for operators that are no products."""
+    from sparsecc.targets.cuda.quantised import OTHER_SPELLINGS
+
+    if node.op_type in _PRODUCTS and node.domain in ("", "ai.onnx"):
+        return 1
+    return OTHER_SPELLINGS.get(node.op_type, 0)
+
+
+def _read(graph: Graph, node: NodeProto, layer: Layer, weight: torch.Tensor, asked: str | None) -> Layer:
+    """The layer with its matrix: integers where its operands are such, unless floats are asked for."""
+    from sparsecc.targets.cuda.quantised import coded
+
+    read = partial(_PRODUCTS.get(node.op_type, _matmul), graph, node, layer)
+    if layer.coded and (asked in (None, "int8") or node.op_type not in _FLOAT_PRODUCTS):
+        return coded(graph, node, layer, read)
+    if asked == "int8":
+        raise Refused("it is not quantised, weight and input, and int8 was asked for")
+    if weight.dtype not in FLOATS:
+        raise Refused(f"its weight is {str(weight.dtype).removeprefix('torch.')}")
+    return read(weight)
 
 
 def _rows(graph: Graph, layer: Layer, channel: int) -> int:
@@ -252,4 +309,6 @@ _PRODUCTS: Mapping[str, Callable[[Graph, NodeProto, Layer, torch.Tensor], Layer]
     "MatMul": _matmul,
     "Gemm": _gemm,
     "Conv": _conv,
+    "MatMulInteger": _matmul,
 }
+_FLOAT_PRODUCTS = ("MatMul", "Gemm", "Conv")

@@ -1,8 +1,8 @@
 """``torch.ops.sparsecc.sparse_matmul``: a product with packed 2:4 weights, as one PyTorch operator.
 
 On a GPU it launches a generated kernel; on the CPU it computes the same numbers from the unpacked weights:
-operands rounded to the kernel's element type, sums in float32.  It has a fake kernel, so that it works in
-torch.compile, torch.export and CUDA graphs, and no gradient.
+operands rounded to the kernel's element type, sums in float32; of int8 exact sums, rounded once.  It has a
+fake kernel, so that it works in torch.compile, torch.export and CUDA graphs, and no gradient.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from sparsecc.targets.cuda.pack import GROUP, Packed, unpack
 NAME = "sparsecc::sparse_matmul"
 
 #: element types by the names that configurations use
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.int8}
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "none": lambda y: y,
     "relu": F.relu,
@@ -38,6 +38,8 @@ _dense: WeakIdKeyDictionary = WeakIdKeyDictionary()
 @dataclass(frozen=True, eq=False, slots=True)
 class Operands:
     """The operator's arguments: activation(scale * (W x) + bias) + residual, in the type of ``x``.
+
+    With ``dtype`` int8, ``x`` is int8, or uint8 of which 128 is taken off, and the result float32.
 
     Without ``conv`` x[*,K] -> y[*,out]; with it (channels, then kernel, stride, padding and dilation, two
     numbers each) x[N,C,H,W] -> y[N,out,H',W'].  ``values`` and ``metadata`` are those of
@@ -68,7 +70,8 @@ torch.library.define(NAME, _SCHEMA, tags=(torch.Tag.pt2_compliant_tag,))
 
 def _fake(*arguments: Any) -> Tensor:
     given = Operands(*arguments)
-    return given.x.new_empty(output_shape(given.x.shape, given.out, given.conv))
+    shape = output_shape(given.x.shape, given.out, given.conv)
+    return given.x.new_empty(shape, dtype=result_type(given.x))
 
 
 torch.library.register_fake(NAME, _fake)
@@ -105,11 +108,26 @@ def output_shape(shape: Sequence[int], out: int, conv: Sequence[int]) -> list[in
     return [shape[0], out, *sizes]
 
 
+def result_type(x: Tensor) -> torch.dtype:
+    """The type of what comes out: that of ``x``, float32 for integers."""
+    return x.dtype if x.is_floating_point() else torch.float32
+
+
+def rounded_to(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """``x`` as a kernel reads it; unsigned bytes less 128."""
+    return (x ^ 128).view(torch.int8) if x.dtype == torch.uint8 else x.to(dtype)
+
+
 def computed(given: Operands, weight: Tensor, *, rounded: torch.dtype | None, wide: torch.dtype) -> Tensor:
-    """The operator from the dense weight [out, k], with ``x`` rounded to ``rounded``, in ``wide`` numbers."""
-    x = given.x if rounded is None else given.x.to(rounded)
-    weight = weight.to(wide)
-    y = _convolved(x.to(wide), weight, given.conv) if given.conv else F.linear(x.to(wide), weight)
+    """The operator from the dense weight [out, k], with ``x`` rounded to ``rounded``, in ``wide`` numbers.
+
+    Products of int8 are summed in float64, where they are exact, and rounded once, as kernels do.
+    """
+    integers = weight.dtype == torch.int8
+    x = given.x if rounded is None and not integers else rounded_to(given.x, rounded or torch.int8)
+    sums = torch.float64 if integers else wide
+    x, weight = x.to(sums), weight.to(sums)
+    y = (_convolved(x, weight, given.conv) if given.conv else F.linear(x, weight)).to(wide)
     each = (1, -1, 1, 1) if given.conv else (-1,)
     if given.scale is not None:
         y = y * given.scale.to(wide).reshape(each)
@@ -118,7 +136,7 @@ def computed(given: Operands, weight: Tensor, *, rounded: torch.dtype | None, wi
     y = _ACTIVATIONS[given.activation](y)
     if given.residual is not None:
         y = y + given.residual.to(wide).expand(y.shape)
-    return y.to(given.x.dtype).contiguous()
+    return y.to(given.x.dtype if given.x.is_floating_point() else wide).contiguous()
 
 
 def _convolved(x: Tensor, weight: Tensor, conv: Sequence[int]) -> Tensor:

@@ -20,7 +20,7 @@ IMAGES: dict[str, tuple[str, ...]] = {
     "sm90": ("sm_90",),
     "sm120": ("sm_120",),
 }
-_OUTPUTS = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16"}
+_OUTPUTS = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int8: "fp32"}
 _FEW, _MANY = 16, 4096
 """Rows beside those of the representative sizes that a layer of varying size gets tiles for."""
 
@@ -41,6 +41,8 @@ class Wanted:
 
 def element_of(layer: Layer, asked: str | None) -> str:
     """The element type that a layer is multiplied in: as asked for, as in the model, else fp16."""
+    if layer.matrix.dtype == torch.int8:
+        return "int8"
     return asked or ("bf16" if layer.matrix.dtype == torch.bfloat16 else "fp16")
 
 

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
 from sparsecc.errors import InvalidModel
-from sparsecc.onnxfile.model import OnnxFile, subgraphs
+from sparsecc.onnxfile.model import TORCH_DTYPES, OnnxFile, subgraphs
 from sparsecc.onnxfile.structure import free_names
-from sparsecc.targets.cuda.layers import Layer
+from sparsecc.targets.cuda.layers import Dynamic, Layer
 from sparsecc.targets.cuda.operator import DTYPES
 from sparsecc.targets.cuda.pack import Packed, pack, unpack
 from sparsecc.targets.cuda.plan_kernels import element_of
@@ -29,7 +30,7 @@ def packed(layer: Layer, dtype: str) -> Packed:
     matrix = layer.matrix.to(DTYPES[dtype]).contiguous()
     found = pack(matrix)
     again = unpack(found)
-    if not torch.equal(again.view(torch.int16), matrix.view(torch.int16)) and not torch.equal(
+    if not torch.equal(again.view(torch.uint8), matrix.view(torch.uint8)) and not torch.equal(
         again.nan_to_num(), matrix.nan_to_num()
     ):
         raise InvalidModel(
@@ -52,11 +53,11 @@ def rewritten(
     graph = proto.graph
     at = {layer.nodes[-1]: layer for layer in layers}
     gone = {index for layer in layers for index in layer.nodes}
-    stored: dict[tuple[str, tuple[int, ...]], tuple[str, str]] = {}
+    stored: dict[bytes, tuple[str, str]] = {}
     nodes: list[NodeProto] = []
     for index, node in enumerate(file.proto.graph.node):
         if index in at:
-            nodes.append(_node(graph, at[index], kernels, element_of(at[index], asked), stored))
+            nodes += _nodes(graph, at[index], kernels, element_of(at[index], asked), stored)
         elif index not in gone:
             nodes.append(node)
     kept = _needed(nodes, graph)
@@ -67,25 +68,22 @@ def rewritten(
     return proto
 
 
-def _node(
+def _nodes(
     graph: GraphProto,
     layer: Layer,
     kernels: Mapping[str, Sequence[str]],
     dtype: str,
-    stored: dict[tuple[str, tuple[int, ...]], tuple[str, str]],
-) -> NodeProto:
-    key = (layer.weight, tuple(layer.matrix.stride()))
-    if key not in stored:
-        found = packed(layer, dtype)
-        stored[key] = (
-            _store(graph, f"{layer.weight}.values.{len(stored)}", found.values),
-            _store(graph, f"{layer.weight}.metadata.{len(stored)}", found.metadata),
-        )
+    stored: dict[bytes, tuple[str, str]],
+) -> list[NodeProto]:
+    """The layer's node, with what computes its scale and bias before it, and a cast behind it."""
     extra = [
         "" if values is None else _store(graph, f"{layer.output}.{what}", values)
         for what, values in (("scale", layer.scale), ("bias", layer.bias))
     ]
-    inputs = [layer.x, *stored[key], *extra, layer.residual]
+    before: list[NodeProto] = []
+    if layer.dynamic is not None:
+        extra, before = _scaled(graph, layer, layer.dynamic, bias=extra[1])
+    inputs = [layer.x, *_weights(graph, layer, dtype, stored), *extra, layer.residual]
     while not inputs[-1]:
         inputs.pop()
     given: dict[str, Any] = {
@@ -98,9 +96,53 @@ def _node(
         given["conv"] = conv_numbers(layer.conv)
     if kernels.get(layer.output):
         given["kernels"] = list(kernels[layer.output])
-    return helper.make_node(
-        KIND, inputs, [layer.output], name=f"{layer.output}.sparse", domain=DOMAIN, **given
-    )
+    narrow = layer.result not in (None, torch.float32)
+    output = f"{layer.output}.wide" if narrow else layer.output
+    node = helper.make_node(KIND, inputs, [output], name=f"{layer.output}.sparse", domain=DOMAIN, **given)
+    if not narrow:
+        return [*before, node]
+    to = next(element for element, kind in TORCH_DTYPES.items() if kind == layer.result)
+    return [*before, node, helper.make_node("Cast", [output], [layer.output], f"{layer.output}.cast", to=to)]
+
+
+def _weights(
+    graph: GraphProto, layer: Layer, dtype: str, stored: dict[bytes, tuple[str, str]]
+) -> tuple[str, str]:
+    """Names of the packed weight's values and metadata; what is the same is stored once."""
+    found = packed(layer, dtype)
+    size = repr((found.dtype, found.out, found.k)).encode()
+    key = hashlib.sha256(size + found.values.tobytes() + found.metadata.tobytes()).digest()
+    if key not in stored:
+        stored[key] = (
+            _store(graph, f"{layer.weight}.values.{len(stored)}", found.values),
+            _store(graph, f"{layer.weight}.metadata.{len(stored)}", found.metadata),
+        )
+    return stored[key]
+
+
+def _scaled(
+    graph: GraphProto, layer: Layer, dynamic: Dynamic, *, bias: str
+) -> tuple[list[str], list[NodeProto]]:
+    """Names of a scale [out] and a bias [out] that the model computes, and the nodes that do.
+
+    The bias is b - scale * (z - shift) * (W 1), of the stored bias b and the zero point z.
+    """
+    nodes: list[NodeProto] = []
+
+    def add(kind: str, *inputs: str, **given: Any) -> str:
+        output = f"{layer.output}.{kind.lower()}.{len(nodes)}"
+        nodes.append(helper.make_node(kind, list(inputs), [output], output, **given))
+        return output
+
+    def store(what: str, values: Any) -> str:
+        return _store(graph, f"{layer.output}.{what}", np.asarray(values, np.float32))
+
+    scale = add("Mul", dynamic.scale, store("ones", np.ones(layer.out)))
+    zero = add("Cast", dynamic.zero, to=TensorProto.FLOAT) if dynamic.zero else store("none", 0)
+    moved = add("Sub", zero, store("shift", dynamic.shift))
+    sums = store("sums", layer.matrix.sum(1, dtype=torch.int64).numpy())
+    offset = add("Mul", add("Mul", moved, sums), scale)
+    return [scale, add("Sub", bias or store("zeros", np.zeros(layer.out)), offset)], nodes
 
 
 def conv_numbers(conv: Conv) -> list[int]:

@@ -14,7 +14,7 @@ import math
 import os
 import statistics
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -126,10 +126,12 @@ def on_gpu(layer: Layer, dtype: str) -> Times:
     """
     from sparsecc.targets.cuda.operator import DTYPES
 
-    x = torch.randn(_input_shape(layer), device="cuda").to(DTYPES[dtype])
+    integers = dtype == "int8"
+    x = torch.randn(_input_shape(layer), device="cuda").mul(30 if integers else 1).to(DTYPES[dtype])
     dense, kernels = _dense(layer, x), dict(_kernels(layer, dtype, x))
     wanted = dense()
-    bound = 8 * torch.finfo(DTYPES[dtype]).eps * float(wanted.abs().max().clamp(min=1))
+    unit = torch.finfo(torch.float16 if integers else x.dtype).eps
+    bound = 8 * unit * float(wanted.abs().max().clamp(min=1))
     for tile, run in kernels.items():
         if float((run().float() - wanted.float()).abs().max()) > bound:
             raise InvalidModel(f"{layer.name}: the kernel of tile {tile} is wrong on this GPU: report this")
@@ -162,37 +164,38 @@ def _input_shape(layer: Layer) -> list[int]:
 
 
 def _arguments(layer: Layer, dtype: str, x: Tensor) -> Any:
-    from sparsecc.targets.cuda.operator import Operands, output_shape
+    from sparsecc.targets.cuda.operator import Operands, output_shape, result_type
     from sparsecc.targets.cuda.pack import pack
     from sparsecc.targets.cuda.rewrite import conv_numbers
 
     packed = pack(layer.matrix.to(x.dtype))
     conv = [] if layer.conv is None else conv_numbers(layer.conv)
 
-    def there(values: Any) -> Tensor | None:
+    def there(values: Any, instead: float = 0.0) -> Tensor | None:
+        if values is None and layer.dynamic is not None:
+            return torch.full((layer.out,), instead, device="cuda")
         return None if values is None else torch.from_numpy(values).cuda()
 
     shape = output_shape(x.shape, layer.out, conv)
-    residual = torch.randn(shape, device="cuda").to(x.dtype) if layer.epilogue.residual else None
+    residual = torch.randn(shape, device="cuda").to(result_type(x)) if layer.epilogue.residual else None
     values, metadata = (torch.from_numpy(array).cuda() for array in (packed.values, packed.metadata))
     return Operands(
-        x, values, metadata, there(layer.scale), there(layer.bias), residual, layer.out, layer.k, dtype,
+        x, values, metadata, there(layer.scale, 1.0), there(layer.bias), residual, layer.out, layer.k, dtype,
         layer.epilogue.activation, conv, "",
     )  # fmt: skip
 
 
 def _dense(layer: Layer, x: Tensor) -> Callable[[], Tensor]:
-    from sparsecc.targets.cuda.operator import computed
+    from sparsecc.targets.cuda.operator import computed, result_type
 
-    given = _arguments(layer, "bf16" if x.dtype == torch.bfloat16 else "fp16", x)
-    weight = layer.matrix.cuda().to(x.dtype)
-    return lambda: computed(given, weight, rounded=None, wide=x.dtype)
+    wide = result_type(x)  # products of integers that stay dense are computed in floats
+    given = replace(_arguments(layer, "", x), x=x.to(wide))
+    weight = layer.matrix.cuda().to(wide)
+    return lambda: computed(given, weight, rounded=None, wide=wide)
 
 
 def _kernels(layer: Layer, dtype: str, x: Tensor) -> Iterator[tuple[str, Callable[[], Tensor]]]:
     """The operator with the kernel of each tile that the GPU can run."""
-    from dataclasses import replace
-
     from sparsecc.targets.cuda.build import build_gemm
     from sparsecc.targets.cuda.config import TILES, WGMMA_TILES
     from sparsecc.targets.cuda.launch import launched, load
