@@ -67,14 +67,13 @@ class Builder:
         powers = 2.0 ** self.random.integers(-5, -2, shape)
         return powers if self.exact else powers * self.random.uniform(0.5, 1.5, shape)
 
-    def quantised(self, x: str, c: int) -> tuple[str, int]:
-        """x behind QuantizeLinear and DequantizeLinear, and its zero point less the shift of its type."""
+    def quantised(self, x: str, c: int) -> str:
+        """x behind QuantizeLinear and DequantizeLinear."""
         dtype = np.uint8 if c % 2 else np.int8
         zero = (0, 128, 119)[c % 3] if dtype is np.uint8 else (0, -7, None)[c % 3]
         given = [self.store(self.scale())] + ([] if zero is None else [self.store(zero, dtype)])
         q = self.node("QuantizeLinear", [x, *given])
-        shift = 128 if dtype is np.uint8 else 0
-        return self.node("DequantizeLinear", [q, *given], self.sizes[x]), (zero or 0) - shift
+        return self.node("DequantizeLinear", [q, *given], self.sizes[x])
 
     def weight(self, integers: Array, axis: int, c: int) -> str:
         """Integers behind DequantizeLinear, with one scale or one an output, in one of its spellings."""
@@ -96,7 +95,7 @@ class Builder:
 
     def product(self, x: str, out: int, c: int) -> str:
         """A product of quantised operands, 2:4 but for one in four."""
-        source, zero = self.quantised(x, c)
+        source = self.quantised(x, c)
         (width, crop), sparse = self.sizes[x], c % 4 != 0
         same = (out, crop)
         size = (1, 3)[c % 3 == 1] if self.kind == "images" else 1
@@ -104,11 +103,9 @@ class Builder:
         if sparse:
             rank = self.random.random((out, integers.shape[1] // 4, 4)).argsort(-1)
             integers[rank.reshape(out, -1) < 2] = 0
-        padded = False
         if self.kind == "images":
             kernel = integers.reshape(out, size, size, width).transpose(0, 3, 1, 2)
             pads = [size // 2 if c % 2 else 0] * 4
-            padded = any(pads)
             bias = [self.bias(out, c)] if c % 3 else []
             operand = self.weight(kernel, 0, c)
             same = (out, crop + size // 2 - pads[0])
@@ -123,7 +120,7 @@ class Builder:
             y = self.node("MatMul", [source, flipped], same)
         else:
             y = self.node("MatMul", [source, self.weight(np.ascontiguousarray(integers.T), 1, c)], same)
-        if sparse and not (padded and zero):
+        if sparse:
             self.taken.add(y)
         return y
 
@@ -340,8 +337,6 @@ IMAGES = ("n", 8, 6, 6)
         (single(w=two_of_four(4, 8).T[:6], shape=("n", 6)), "6 weights, not a multiple of 4"),
         (single(x_step=np.full(8, 0.1)), "its input has several scales"),
         (single(axis=0, step=np.linspace(0.1, 0.2, 8)), "several scales along what is summed"),
-        (single("Conv", kernel(3), 0, zero=3, shape=IMAGES, pads=[1] * 4), "the zero point 3"),
-        (single("Conv", kernel(3), 0, kind=np.uint8, shape=IMAGES, pads=[1] * 4), "the zero point 0"),
         (single("Conv", kernel(1), 0, shape=IMAGES, pads=[1, 1, 0, 0]), "differs between sides"),
         (single("Conv", two_of_four(4, 4).reshape(4, 4, 1, 1), 0, shape=IMAGES, group=2), "2 groups"),
         (single(x_step=1e-30, step=1e-30), "no normal float32"),
@@ -356,6 +351,25 @@ def test_quantised_products_that_no_kernel_computes_say_why(file: OnnxFile, reas
     for dtype in ("int8", None):  # the model is quantised, so nothing is rounded to floats unasked
         (again,) = find_layers(file, infer(file), dtype)
         assert again.refusal == layer.refusal
+
+
+def test_borders_need_an_operator_that_puts_integers_there() -> None:
+    proto = single("Conv", kernel(3), 0, zero=3, shape=IMAGES, pads=[1] * 4).proto
+    for opset, refusal in (
+        (10, "its padding stands for the zero point 3, a kernel's for the integer 0"),
+        (11, ""),
+    ):
+        proto.opset_import[0].version = opset
+        (layer,) = find_layers(file := OnnxFile.load(proto), infer(file), "int8")
+        assert layer.refusal == refusal
+
+
+@pytest.mark.parametrize("axis", [5, -4])
+def test_constants_that_cannot_be_computed_are_none(axis: int) -> None:
+    proto = single().proto
+    proto.graph.node[2].attribute[0].i = axis
+    file = OnnxFile.load(proto)
+    assert find_layers(file, infer(file), "int8") == []
 
 
 def test_scales_along_the_sum_that_are_equal_are_one_scale() -> None:

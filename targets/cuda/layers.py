@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -49,6 +49,15 @@ class Dynamic:
     shift: int
 
 
+@dataclass(frozen=True, slots=True)
+class Border:
+    """Rows above and below and columns left and right of images, which hold a zero point other than 0."""
+
+    high: int
+    wide: int
+    zero: np.integer[Any]
+
+
 @dataclass(frozen=True, eq=False)
 class Layer:
     """One product with a constant weight [out, k], and what a kernel for it would replace.
@@ -60,7 +69,7 @@ class Layer:
 
     ``coded``: both operands are integers that stand for numbers.  Where they are multiplied as such, the
     matrix is int8, ``x`` int8 or uint8, ``result`` the type of what comes out, and ``dynamic`` says where the
-    scale is when the model computes it.
+    scale is when the model computes it.  ``border`` is put around images before a kernel that pads none.
     """
 
     name: str
@@ -79,6 +88,7 @@ class Layer:
     refusal: str = ""
     coded: bool = False
     dynamic: Dynamic | None = None
+    border: Border | None = None
     result: torch.dtype | None = None
 
     @property
@@ -160,7 +170,10 @@ class Graph:
         if given[0] is None or any(g is None for g, name in zip(given, node.input, strict=True) if name):
             return None
         operator = find(node.domain, node.op_type, self.file.opset if node.domain != "com.microsoft" else 1)
-        (value,) = execute(operator, Ctx(node, self.file.opset), [g and g[0] for g in given])
+        try:
+            (value,) = execute(operator, Ctx(node, self.file.opset), [g and g[0] for g in given])
+        except (SparseccError, ValueError, IndexError, RuntimeError):
+            return None  # nothing that can be computed
         return (value, given[0][1]) if isinstance(value, torch.Tensor) else None
 
     def only_reader(self, name: str) -> int | None:

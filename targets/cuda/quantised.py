@@ -13,13 +13,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
+import numpy as np
 import torch
 from onnx import NodeProto, TensorProto
 from torch import Tensor
 
 from sparsecc.reference.onnx_ops.quant import along
 from sparsecc.reference.onnx_ops.registry import attributes
-from sparsecc.targets.cuda.layers import Dynamic, Graph, Layer, Refused, biased
+from sparsecc.targets.cuda.layers import Border, Dynamic, Graph, Layer, Refused, biased
 
 #: products of integers that no kernel stands for, and their input that holds the weight
 OTHER_SPELLINGS: Mapping[str, int] = MappingProxyType(
@@ -36,6 +37,8 @@ OTHER_SPELLINGS: Mapping[str, int] = MappingProxyType(
 SHIFTS: Mapping[torch.dtype, int] = MappingProxyType({torch.int8: 0, torch.uint8: 128})
 _DOMAINS = ("", "ai.onnx", "com.microsoft")
 _LARGEST = 2**31
+#: the opset from which on Pad takes integers
+_PADS_INTEGERS = 11
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -123,8 +126,6 @@ def _static(graph: Graph, node: NodeProto, layer: Layer, read: Callable[[Tensor]
     if not bool(((scale == 0) | (scale.abs() >= tiny)).all() and torch.isfinite(scale.float()).all()):
         raise Refused("its scales, multiplied, are no normal float32")
     offset = zero - _shift(graph, source.input[0])
-    if offset and found.conv is not None and any(found.conv.padding):
-        raise Refused(f"its padding stands for the zero point {zero:g}, and a kernel's for the integer 0")
     found = replace(
         found,
         x=source.input[0],
@@ -132,7 +133,21 @@ def _static(graph: Graph, node: NodeProto, layer: Layer, read: Callable[[Tensor]
         epilogue=replace(found.epilogue, scale=True),
         result=graph.shapes.get(layer.product).dtype,
     )
-    return biased(found, -offset * scale * found.matrix.sum(1, dtype=torch.int64)) if offset else found
+    if not offset:
+        return found
+    found = _bordered(graph, found, zero)
+    return biased(found, -offset * scale * found.matrix.sum(1, dtype=torch.int64))
+
+
+def _bordered(graph: Graph, layer: Layer, zero: float) -> Layer:
+    """The layer with the padding of a convolution, which stands for the number 0, put around its input."""
+    if layer.conv is None or not any(layer.conv.padding):
+        return layer
+    if graph.file.opset < _PADS_INTEGERS:
+        raise Refused(f"its padding stands for the zero point {zero:g}, a kernel's for the integer 0")
+    kind = np.uint8 if graph.shapes.get(layer.x).dtype == torch.uint8 else np.int8
+    border = Border(*layer.conv.padding, kind(zero))
+    return replace(layer, conv=replace(layer.conv, padding=(0, 0)), border=border)
 
 
 def _dynamic(graph: Graph, node: NodeProto, layer: Layer, read: Callable[[Tensor], Layer]) -> Layer:

@@ -14,7 +14,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_h
 from sparsecc.errors import InvalidModel
 from sparsecc.onnxfile.model import TORCH_DTYPES, OnnxFile, subgraphs
 from sparsecc.onnxfile.structure import free_names
-from sparsecc.targets.cuda.layers import Dynamic, Layer
+from sparsecc.targets.cuda.layers import Border, Dynamic, Layer
 from sparsecc.targets.cuda.operator import DTYPES
 from sparsecc.targets.cuda.pack import Packed, pack, unpack
 from sparsecc.targets.cuda.plan_kernels import element_of
@@ -83,7 +83,11 @@ def _nodes(
     before: list[NodeProto] = []
     if layer.dynamic is not None:
         extra, before = _scaled(graph, layer, layer.dynamic, bias=extra[1])
-    inputs = [layer.x, *_weights(graph, layer, dtype, stored), *extra, layer.residual]
+    x = layer.x
+    if layer.border is not None:
+        x, pad = _bordered(graph, layer, layer.border)
+        before.append(pad)
+    inputs = [x, *_weights(graph, layer, dtype, stored), *extra, layer.residual]
     while not inputs[-1]:
         inputs.pop()
     given: dict[str, Any] = {
@@ -118,6 +122,18 @@ def _weights(
             _store(graph, f"{layer.weight}.metadata.{len(stored)}", found.metadata),
         )
     return stored[key]
+
+
+def _bordered(graph: GraphProto, layer: Layer, border: Border) -> tuple[str, NodeProto]:
+    """The name of the input with its border, and the node that puts it there."""
+    sides = np.array([0, 0, border.high, border.wide] * 2, np.int64)
+    output = f"{layer.output}.bordered"
+    inputs = [
+        layer.x,
+        _store(graph, f"{layer.output}.sides", sides),
+        _store(graph, f"{layer.output}.zero", np.asarray(border.zero)),
+    ]
+    return output, helper.make_node("Pad", inputs, [output], output)
 
 
 def _scaled(
