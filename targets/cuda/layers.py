@@ -238,8 +238,10 @@ def _read(graph: Graph, node: NodeProto, layer: Layer, weight: torch.Tensor, ask
     from sparsecc.targets.cuda.quantised import coded
 
     read = partial(_PRODUCTS.get(node.op_type, _matmul), graph, node, layer)
-    if layer.coded and (asked in (None, "int8") or node.op_type not in _FLOAT_PRODUCTS):
+    if layer.coded and asked in (None, "int8"):
         return coded(graph, node, layer, read)
+    if node.op_type not in _FLOAT_PRODUCTS:
+        raise Refused(f"it is a product of integers, and {asked} was asked for")
     if asked == "int8":
         raise Refused("it is not quantised, weight and input, and int8 was asked for")
     if weight.dtype not in FLOATS:

@@ -37,8 +37,6 @@ OTHER_SPELLINGS: Mapping[str, int] = MappingProxyType(
 SHIFTS: Mapping[torch.dtype, int] = MappingProxyType({torch.int8: 0, torch.uint8: 128})
 _DOMAINS = ("", "ai.onnx", "com.microsoft")
 _LARGEST = 2**31
-#: the opset from which on Pad takes integers
-_PADS_INTEGERS = 11
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -143,8 +141,6 @@ def _bordered(graph: Graph, layer: Layer, zero: float) -> Layer:
     """The layer with the padding of a convolution, which stands for the number 0, put around its input."""
     if layer.conv is None or not any(layer.conv.padding):
         return layer
-    if graph.file.opset < _PADS_INTEGERS:
-        raise Refused(f"its padding stands for the zero point {zero:g}, a kernel's for the integer 0")
     kind = np.uint8 if graph.shapes.get(layer.x).dtype == torch.uint8 else np.int8
     border = Border(*layer.conv.padding, kind(zero))
     return replace(layer, conv=replace(layer.conv, padding=(0, 0)), border=border)
