@@ -121,6 +121,19 @@ def test_an_artifact_runs_on_the_gpu_and_equals_its_cpu_form() -> None:
     torch.testing.assert_close(compiled(x), model(x), atol=2e-2, rtol=2e-2)
 
 
+@pytest.mark.parametrize("activations", ["int8", "uint8", None])
+def test_a_quantised_artifact_runs_on_the_gpu(activations: str | None) -> None:
+    """Its certificate compares each product in integers with the exact one."""
+    batches = [(torch.randn(64, 256),) for _ in range(4)]
+    pruned = sparsecc.prune(Block().eval(), batches[0], recipe="NMPattern(pattern='2:4')")
+    model = sparsecc.quantize(pruned, calibration=batches, activations=activations).model
+    major, minor = torch.cuda.get_device_capability()
+    compiled = sparsecc.compile(model, target=f"sm{major}{minor}-2:4-int8", options={"choose": "always"})
+    assert compiled.start().device.type == "cuda"
+    assert compiled.certificate.status == "VERIFIED"
+    assert any(check.what == "each product in integers" for check in compiled.certificate.checks)
+
+
 def test_the_operator_works_in_cuda_graphs() -> None:
     model, x = Block().eval(), torch.randn(64, 256)
     major, minor = torch.cuda.get_device_capability()

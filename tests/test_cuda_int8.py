@@ -336,6 +336,7 @@ IMAGES = ("n", 8, 6, 6)
     ("file", "reason"),
     [
         (single(w=np.ones((8, 4))), "not 2:4"),
+        (single(w=np.ones((8, 0))), "no elements"),
         (single(w=two_of_four(4, 8).T[:6], shape=("n", 6)), "6 weights, not a multiple of 4"),
         (single(x_step=np.full(8, 0.1)), "its input has several scales"),
         (single(axis=0, step=np.linspace(0.1, 0.2, 8)), "several scales along what is summed"),

@@ -220,6 +220,8 @@ def one_layer(op: str, weight: Any, x: list[Any], dtype: int = TensorProto.FLOAT
         (one_layer("MatMul", np.zeros((6, 4)), [2, 6]), "6 weights, not a multiple of 4"),
         (one_layer("MatMul", np.zeros((8, 4)), [2, 8], TensorProto.DOUBLE), "its weight is float64"),
         (one_layer("MatMul", np.zeros((3, 8, 4)), [3, 2, 8]), "3 axes"),
+        (one_layer("MatMul", np.zeros(8), [2, 8]), "1 axes"),
+        (one_layer("MatMul", np.zeros((8, 0)), [2, 8]), "no elements"),
         (one_layer("Conv", np.zeros((4, 4, 3)), [1, 4, 9]), "1 spatial axes"),
         (one_layer("Conv", np.zeros((8, 4, 3, 3)), [1, 8, 9, 9], group=2), "2 groups"),
         (one_layer("Conv", np.zeros((4, 4, 3, 3)), [1, 4, 9, 9], pads=[1, 1, 0, 0]), "differs between sides"),

@@ -210,10 +210,12 @@ def _layers_at(graph: Graph, index: int, asked: str | None) -> Iterator[Layer]:
         x=node.input[0],
         output=node.output[0],
         product=node.output[0],
-        matrix=weight.flatten(1),
+        matrix=torch.atleast_2d(weight).flatten(1),
         coded=is_coded(graph, node),
     )
     try:
+        if not weight.numel():
+            raise Refused("its weight has no elements")
         layer = _read(graph, node, layer, weight, asked)
         if layer.k % GROUP:
             raise Refused(f"its contraction has {layer.k} weights, not a multiple of {GROUP}")
