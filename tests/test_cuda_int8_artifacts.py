@@ -11,7 +11,6 @@ import onnx
 import pytest
 import torch
 from onnx import helper, numpy_helper
-from torch import nn
 
 import sparsecc
 from sparsecc.artifact import Artifact
@@ -23,6 +22,7 @@ from sparsecc.targets.cuda.operator import Operands, output_shape
 from sparsecc.targets.cuda.pack import pack
 from sparsecc.targets.cuda.reference import KIND
 from tests.cuda_sim.simulator import COMPILER, Simulator, aligned
+from tests.onnx_graphs import Graph
 from tests.quantised_graphs import built, dynamic, single, two_of_four
 
 ALWAYS = {"choose": "always"}
@@ -49,11 +49,12 @@ def operands(x: torch.Tensor, **given: Any) -> tuple[Any, ...]:
 def test_the_operator_takes_integers(dtype: torch.dtype) -> None:
     x = torch.randint(0, 128, (3, 5, 32)).to(dtype)
     given = operands(x, bias=torch.randn(24), residual=torch.randn(3, 5, 24), activation="relu")
-    quick = ("test_schema", "test_faketensor")
-    torch.library.opcheck(torch.ops.sparsecc.sparse_matmul.default, given, test_utils=quick)
+    hidden = [value.to("meta") if isinstance(value, torch.Tensor) else value for value in given]
+    shown = torch.ops.sparsecc.sparse_matmul(*hidden)
     y = torch.ops.sparsecc.sparse_matmul(*given)
     assert y.dtype == torch.float32
     assert list(y.shape) == output_shape(x.shape, 24, [])
+    assert (shown.shape, shown.dtype) == (y.shape, y.dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8])
@@ -75,16 +76,11 @@ def test_sums_are_exact_where_float32_has_no_room(dtype: torch.dtype) -> None:
 # -- artifacts ----------------------------------------------------------------------------------------
 
 
-class Net(nn.Module):
-    """A convolution, and a linear layer beside a residual sum."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.fc = nn.Conv2d(8, 16, 3), nn.Linear(16, 16)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = torch.relu(self.conv(x)).mean((2, 3))
-        return y + torch.relu(self.fc(y))
+def net() -> onnx.ModelProto:
+    """A convolution and a linear layer, for two images: one kernel for each is enough."""
+    g = Graph(17)
+    y = g.node("Relu", [g.conv(g.input("x", [2, 8, 7, 7]), "conv", 8, 16)], "active")
+    return g.build(g.head(y, 16, 8))
 
 
 def batches(count: int = 4) -> list[tuple[torch.Tensor, ...]]:
@@ -95,10 +91,8 @@ def batches(count: int = 4) -> list[tuple[torch.Tensor, ...]]:
 @pytest.fixture(scope="module")
 def compiled() -> tuple[onnx.ModelProto, sparsecc.Compiled]:
     pytest.importorskip("tvm")
-    torch.manual_seed(0)
-    result = sparsecc.prune(Net().eval(), batches()[0], recipe="NMPattern(pattern='2:4')")
+    result = sparsecc.prune(net(), batches()[0], recipe="NMPattern(pattern='2:4')")
     model = sparsecc.quantize(result, calibration=batches(), activations="uint8").model
-    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 2  # one kernel a layer is enough
     return model, sparsecc.compile(model, batches()[0], target="sm80-2:4-int8", options=ALWAYS)
 
 
