@@ -54,7 +54,7 @@ def certify(
             told_apart = _differ([real(y) for y in subject.original(inputs, torch.float64)], wide)
     found = _own_checks(own, subject.step)
     if not all(c.passed for c in found):
-        found = _own_checks(own, subject.step, list(_rounding(subject, plan, kept, runs)))
+        found = _own_checks(own, subject.step, list(nudged_errors(subject, plan, kept, runs)))
     checks += found
     inputs, words = subject.inputs(*runs[-1])
     if plan.mode == "prune":
@@ -234,8 +234,8 @@ def _compare_own(subject: Subject, ours: Outputs, theirs: Outputs, wide: Outputs
     return found
 
 
-def _rounding(
-    subject: Subject, plan: Plan, kept: Mapping[str, Kept], runs: Sequence[tuple[int, int]]
+def nudged_errors(
+    subject: Subject, plan: Plan, kept: Mapping[str, Kept], runs: Sequence[tuple[int, int]] = RUNS
 ) -> Iterator[_Own]:
     """How the masked original rounds where what it reads is off by at most one unit in the last place.
 
