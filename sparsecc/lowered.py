@@ -113,7 +113,7 @@ def _with_lowered(
             Check("each product in integers", "absolute error", alone.error, alone.bound, words, alone.node)
             for alone in worst_nodes(executor.alone(feeds, seen))
         ]
-    if subject.step and not all(c.passed for c in checks):
+    if subject.step and not all(c.passed for c in checks if c.what == "artifact"):
         labels = {v.name: name for v, (name, _) in zip(file.proto.graph.output, want, strict=True)}
         checks = _allowing(subject, applied.plan, labels, checks)
     status = certificate.status if all(c.passed for c in checks) else "FAILED"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from hypothesis import event, given
@@ -209,6 +210,28 @@ def test_half_precision_results_keep_their_type() -> None:
     wanted = Runner(file).run({"x": x})["y"]
     assert found.dtype == wanted.dtype == torch.float16
     torch.testing.assert_close(found, wanted, rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    "proto", [dynamic(), single("Conv", kernel(3), 0, zero=3, shape=IMAGES, pads=[1] * 4).proto]
+)
+def test_names_that_are_taken_stay_with_their_values(proto: onnx.ModelProto) -> None:
+    """Every name that is made up is first given to another value of the model."""
+    file = OnnxFile.load(proto)
+    before = {name for node in proto.graph.node for name in node.output}
+    layers = find_layers(file, infer(file), "int8")
+    made = rewritten(file, layers, {}, "int8").graph
+    new = {n for node in made.node for n in node.output if n not in before}
+    new |= {t.name for t in made.initializer} - {t.name for t in proto.graph.initializer}
+    for name in sorted(new):
+        proto.graph.node.append(helper.make_node("Neg", ["x"], [name]))
+        proto.graph.output.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
+    file = OnnxFile.load(proto)
+    x = torch.randn(2, *[d.dim_value for d in proto.graph.input[0].type.tensor_type.shape.dim[1:]])
+    wanted = Runner(file, dtype=torch.float64).run({"x": x})
+    result = OnnxFile.load(rewritten(file, find_layers(file, infer(file), "int8"), {}, "int8"))
+    for name, value in Runner(result, dtype=torch.float64).run({"x": x}).items():
+        torch.testing.assert_close(value, wanted[name], rtol=1e-5, atol=1e-5)
 
 
 def test_products_spelled_as_one_operator_stay_dense() -> None:

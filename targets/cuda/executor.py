@@ -18,10 +18,7 @@ from sparsecc.target import Executor
 from sparsecc.targets.arguments import as_torch, checked
 from sparsecc.targets.cuda.listing import layers_of
 from sparsecc.targets.cuda.operator import DTYPES
-from sparsecc.targets.cuda.reference import (  # registers the operator of the graph's nodes
-    KIND,
-    rounding_bound,
-)
+from sparsecc.targets.cuda.reference import KIND, rounding_bound  # also registers the graph's own operator
 
 
 class TorchExecutor(Executor):

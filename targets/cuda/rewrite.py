@@ -101,7 +101,7 @@ def _nodes(
     if kernels.get(layer.output):
         given["kernels"] = list(kernels[layer.output])
     narrow = layer.result not in (None, torch.float32)
-    output = f"{layer.output}.wide" if narrow else layer.output
+    output = _fresh(graph, f"{layer.output}.wide") if narrow else layer.output
     node = helper.make_node(KIND, inputs, [output], name=f"{layer.output}.sparse", domain=DOMAIN, **given)
     if not narrow:
         return [*before, node]
@@ -127,7 +127,7 @@ def _weights(
 def _bordered(graph: GraphProto, layer: Layer, border: Border) -> tuple[str, NodeProto]:
     """The name of the input with its border, and the node that puts it there."""
     sides = np.array([0, 0, border.high, border.wide] * 2, np.int64)
-    output = f"{layer.output}.bordered"
+    output = _fresh(graph, f"{layer.output}.bordered")
     inputs = [
         layer.x,
         _store(graph, f"{layer.output}.sides", sides),
@@ -146,7 +146,7 @@ def _scaled(
     nodes: list[NodeProto] = []
 
     def add(kind: str, *inputs: str, **given: Any) -> str:
-        output = f"{layer.output}.{kind.lower()}.{len(nodes)}"
+        output = _fresh(graph, f"{layer.output}.{kind.lower()}.{len(nodes)}")
         nodes.append(helper.make_node(kind, list(inputs), [output], output, **given))
         return output
 
@@ -167,10 +167,17 @@ def conv_numbers(conv: Conv) -> list[int]:
 
 
 def _store(graph: GraphProto, name: str, values: npt.NDArray[Any]) -> str:
-    taken = {tensor.name for tensor in graph.initializer}
+    name = _fresh(graph, name)
+    graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(values), name))
+    return name
+
+
+def _fresh(graph: GraphProto, name: str) -> str:
+    """``name``, or one like it that no value of the graph has."""
+    taken = {tensor.name for tensor in graph.initializer} | {value.name for value in graph.input}
+    taken.update(output for node in graph.node for output in node.output)
     while name in taken:
         name += "_"
-    graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(values), name))
     return name
 
 
