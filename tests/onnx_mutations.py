@@ -566,9 +566,10 @@ def declared_size(m: ModelProto, r: Random) -> None:
 
 
 def input_size(m: ModelProto, r: Random) -> None:
+    """65537 is left out: such a model is right, and verification takes a minute over it."""
     dims = [d for v in m.graph.input for d in v.type.tensor_type.shape.dim]
     if dims:
-        r.choice(dims).dim_value = r.choice(ABSURD)
+        r.choice(dims).dim_value = r.choice([n for n in ABSURD if n != 65537])
 
 
 def declared_rank(m: ModelProto, r: Random) -> None:
