@@ -522,6 +522,67 @@ def test_awkward_code_is_right_or_frozen(f: Callable[..., Tensor], prunable: boo
     assert fingerprint(model) == before
 
 
+@pytest.mark.parametrize("start", [-1, -3, 0, 1])
+@pytest.mark.parametrize("dynamic", [False, True])
+def test_cuts_from_the_end_of_axes_that_stay_leave_the_class(start: int, dynamic: bool) -> None:
+    """A start that is counted from the end is the same number in the plan and in the class."""
+
+    class Last(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.b(self.a(x)[:, start:].relu()) + x[:, start:, -2:].sum(-1, keepdim=True)
+            return y
+
+    shapes = {"x": {0: Dim.AUTO, 1: Dim.AUTO}} if dynamic else None
+    result = run(Last().eval(), (torch.randn(2, 5, 6),), PASSES, dynamic_shapes=shapes)
+    assert result.plan.form == "class", result.report.notes
+    assert result.plan.decisions
+    assert result.model.a.out_features == 4
+
+
+def test_a_branch_says_what_it_is_and_where() -> None:
+    def f(m: nn.Module, x: Tensor) -> Tensor:
+        y = torch.cond(x.sum() > 0, lambda z: z.sin(), lambda z: z.cos(), (m.a(x),))
+        return m.b(y)  # type: ignore[no-any-return]
+
+    model = Apply(f, a=nn.Linear(6, 8), b=nn.Linear(8, 3))
+    reasons = {f.reason.text for f in TorchSubject(model, (torch.randn(2, 6),)).analysis.frozen}
+    (found,) = [r for r in reasons if "cond" in r]
+    assert "runs graphs of its own" in found
+    assert "<" not in found
+    assert "@sparsecc" not in found
+
+
+@pytest.mark.parametrize("mask", ["causal", "window", None])
+def test_built_in_transformers_are_captured_with_any_mask(mask: str | None) -> None:
+    """Whether a mask is the causal one is asked of its values, while it serves as it is."""
+
+    class Both(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 12, batch_first=True), 1)
+            self.decoder = nn.TransformerDecoder(nn.TransformerDecoderLayer(8, 2, 12, batch_first=True), 1)
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            far = {"causal": 1, "window": 2, None: 0}[mask]
+            hidden = torch.full((4, 4), float("-inf")).triu(far) if mask else None
+            out: Tensor = self.decoder(y, self.encoder(x, mask=hidden), tgt_mask=hidden)
+            return out
+
+    torch.manual_seed(0)
+    model, inputs = Both().eval(), (torch.randn(2, 4, 8), torch.randn(2, 4, 8))
+    result = run(model, inputs, (ChannelPruning(sparsity=0.5),))
+    assert result.certificate.status == "VERIFIED"
+    assert result.plan.decisions
+    subject = result.subject
+    assert isinstance(subject, TorchSubject)
+    with torch.no_grad():
+        assert error(subject.original(subject.bound(inputs)), [model(*inputs)]) < 1e-6
+
+
 def test_autocast_regions_are_pruned_with_their_casts() -> None:
     """The masked original casts to bfloat16 where the region does, so that each operator can be compared."""
 

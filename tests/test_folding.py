@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from onnx import helper, numpy_helper
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
 import sparsecc
@@ -39,6 +40,17 @@ class Trained(nn.Conv2d):
         flat = self.weight.reshape(1, self.out_channels, -1)
         weight = F.batch_norm(flat, None, None, training=True, momentum=0.0, eps=1e-6)
         return F.conv2d(x, weight.reshape_as(self.weight), self.bias, self.stride, self.padding)
+
+
+class Ordered(nn.Module):
+    """Makes a weight of which every entry has a place: zero above the diagonal, and rising downwards."""
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight.exp().cumsum(0).tril(1)
+
+
+def ordered(layer: nn.Linear) -> nn.Module:
+    return parametrize.register_parametrization(layer, "weight", Ordered())
 
 
 class Biased(nn.Module):
@@ -99,6 +111,7 @@ CASES: dict[str, tuple[nn.Module, Tensor, int]] = {
     "weight norm": (wrapped(weight_norm), torch.randn(4, 6), 3),
     "spectral norm": (wrapped(spectral_norm), torch.randn(4, 6), 3),
     "old weight norm": (wrapped(torch.nn.utils.weight_norm), torch.randn(4, 6), 3),
+    "ordered": (wrapped(ordered), torch.randn(4, 6), 3),
     "position bias": (Biased(), torch.randn(2, 5, 16), 1),
     "shared": (shared(), torch.randn(4, 12), 1),
 }
@@ -167,6 +180,24 @@ def test_the_reason_says_what_to_do() -> None:
     assert any("sparsecc.fold" in f.reason.text for f in sparsecc.analyze(model, (x,)).frozen)
     model, x, _ = CASES["standardised by batch norm"]
     assert any("sparsecc.fold" in f.reason.text for f in sparsecc.analyze(model, (x,)).frozen)
+
+
+def test_constants_with_an_order_are_no_weights() -> None:
+    """What is read by place stays as it is where no parameter is behind it."""
+
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
+            self.register_buffer("mask", torch.rand(8, 8))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.b(self.a(x) @ self.mask.tril())
+            return y
+
+    folded = sparsecc.fold(Masked(), (torch.randn(2, 6),))
+    assert not folded.plan
+    assert {"order matters"} <= {f.kind for f in sparsecc.prune(Masked(), (torch.randn(2, 6),)).report.frozen}
 
 
 def test_nothing_to_fold_changes_nothing() -> None:

@@ -258,7 +258,7 @@ def _cut(s: Solver, c: Call, term: Term, dim: int, start: int, stop: int, step: 
         return inside
     if step > 1 and size % step == 0 and 0 <= start < step and want == size // step:
         outer, inner = s.factors(term, [want, step])
-        s.freeze(inner, "strided", f"takes every {step}th position")
+        s.freeze(inner, "strided", f"takes one position in {step}")
         if start:  # may be counted from the end
             s.size(c, f"start{dim}", (s.frozen(start, "strided", "skips these positions"),))
         s.size(c, f"stop{dim}", (term,))

@@ -49,7 +49,7 @@ def ordered(s: Solver, c: Call) -> list[list[Term]]:
         s.places.holds.update({v: held for v in c.outputs[:1] if function == "sort"})
     dims = {d % len(x) for d in c.attrs["dims"]} if x else set()
     for dim in dims:
-        s.freeze(x[dim], "order matters", "reads positions along this axis")
+        s.order(c, x[dim])
     out: list[list[Term]] = []
     for value in c.outputs:
         same_rank = len(value.shape) == len(x)

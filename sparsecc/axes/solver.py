@@ -68,6 +68,7 @@ class Solver:
         self.places = Positions()
         self.derived: dict[Call, None] = {}
         self._static: set[Value] = set()
+        self._trained: set[Value] = set()
         self._call: Call | None = None
         self._solve()
 
@@ -174,6 +175,14 @@ class Solver:
         self.derived[call] = None
         self.freeze(term, "parameters only", f"{text}{_FOLD}")
 
+    def order(self, call: Call, term: Term) -> None:
+        """The call reads positions along ``term``: in what it makes of parameters alone they are settled."""
+        text = "reads positions along this axis"
+        if self._is_static(call) and self._reads_weights(call):
+            self.derive(call, term, text)
+        else:
+            self.freeze(term, "order matters", text)
+
     def reduce(self, call: Call, index: int, dim: int) -> None:
         """The call reduces over ``dim`` of operand ``index`` (mean, norm, softmax, ...)."""
         axes = self.of(call, index)
@@ -235,6 +244,9 @@ class Solver:
     def _is_static(self, call: Call) -> bool:
         return all(v is None or self.static(v) for v in call.inputs)
 
+    def _reads_weights(self, call: Call) -> bool:
+        return any(v is not None and (v.kind == "weight" or v in self._trained) for v in call.inputs)
+
     def _fresh(self, value: Value) -> Axes:
         label = value.weight or value.name
         axes = tuple(atom(n, f"{label}[{i}]") for i, n in enumerate(value.shape))
@@ -245,25 +257,45 @@ class Solver:
         return axes
 
     def _solve(self) -> None:
-        for value in self.view.inputs:
-            self.axes[value] = self._fresh(value)
-            for dim, term in enumerate(self.axes[value]):
-                freeze(term, Reason("graph input", f"dimension {dim} of graph input {value.name!r}"))
-        for value in self.view.weights.values():
-            self.axes[value] = self._fresh(value)
-        for call in self.view.calls:
-            self._visit(call)
+        self._run(self.view)
+        for view in self.view.beside:
+            self._run_beside(view)
         self._call = None
         self._freeze_unread()
         self.places.settle(self.view, self.axes)
-        for value in self.view.outputs:
+        self._freeze_outputs(self.view)
+
+    def _run(self, view: View) -> None:
+        for value in view.inputs:
+            self.axes[value] = self._fresh(value)
+            for dim, term in enumerate(self.axes[value]):
+                freeze(term, Reason("graph input", f"dimension {dim} of graph input {value.name!r}"))
+        for value in view.weights.values():
+            self.axes.setdefault(value, self._fresh(value))
+        for call in view.calls:
+            self._visit(call)
+
+    def _run_beside(self, view: View) -> None:
+        """Couple and freeze; facts are about calls that are edited and checked."""
+        facts, operands, attentions = dict(self.facts), dict(self.operands), list(self.attentions)
+        derived, routes, shares = dict(self.derived), list(self.places.routes), list(self.places.shares)
+        self._run(view)
+        self._freeze_outputs(view)
+        self.facts, self.operands, self.attentions, self.derived = facts, operands, attentions, derived
+        for route in self.places.routes[len(routes) :]:
+            freeze(route.term, route.reason)
+        self.places.routes, self.places.shares = routes, shares
+
+    def _freeze_outputs(self, view: View) -> None:
+        for value in view.outputs:
             for axes in self._all_axes(value):
                 for dim, term in enumerate(axes):
                     freeze(term, Reason("graph output", f"dimension {dim} of graph output {value.name!r}"))
 
     def _freeze_unread(self) -> None:
         """Weights of branches that the example did not take: what they must fit is not known."""
-        read = {value for call in self.view.calls for value in call.inputs}
+        views = (self.view, *self.view.beside)
+        read = {value for view in views for call in view.calls for value in call.inputs}
         for name, value in self.view.weights.items():
             if value not in read:
                 for term in self.axes[value]:
@@ -302,6 +334,8 @@ class Solver:
                     vary(term)
         if call.inputs and self._is_static(call):
             self._static.update(call.outputs)
+            if self._reads_weights(call):
+                self._trained.update(call.outputs)
 
     def _checked(self, call: Call, outputs: Sequence[Sequence[Term]]) -> Sequence[Sequence[Term]]:
         """A rule must describe the shapes that the graph has."""

@@ -131,10 +131,13 @@ def capture(
     return program
 
 
-def recapture(module: torch.nn.Module, like: Program) -> Program:
-    """Capture another instance of a captured model with the same inputs and dynamic shapes."""
+def recapture(module: torch.nn.Module, like: Program, *, training: bool = False) -> Program:
+    """Capture another instance of a captured model with the same inputs and dynamic shapes.
+
+    ``training``: what it runs in training mode.
+    """
     notes: list[str] = []
-    with evaluating(module, notes):
+    with _in_mode(module, training, notes):
         shapes = _auto_batch(module, like.args, like.kwargs) if like.automatic else like.dynamic_shapes
         exported = _quiet_export(module, like.args, like.kwargs, shapes)
     program = _program(exported, module, notes)
@@ -150,14 +153,20 @@ def evaluating(module: torch.nn.Module, notes: list[str] | None = None) -> Itera
     What was switched is written to ``notes``.
     """
     notes = [] if notes is None else notes
+    if module.training:
+        notes.append("captured in evaluation mode (the model was in train mode)")
+    with _in_mode(module, False, notes):
+        yield
+
+
+@contextlib.contextmanager
+def _in_mode(module: torch.nn.Module, training: bool, notes: list[str]) -> Iterator[None]:
     flags = [(m, m.training) for m in module.modules()]
     config = getattr(module, "config", None)
     cached = getattr(config, "use_cache", None)
-    if module.training:
-        notes.append("captured in evaluation mode (the model was in train mode)")
     try:
         for m, _ in flags:
-            _switch(m, False)
+            _switch(m, training)
         if cached:
             config.use_cache = False  # type: ignore[union-attr]
             notes.append("captured with config.use_cache=False")
@@ -257,7 +266,7 @@ def _quiet_export(
     module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any
 ) -> ExportedProgram:
     try:
-        with warnings.catch_warnings(), _silent(), torch.no_grad():
+        with warnings.catch_warnings(), _silent(), torch.no_grad(), _masks_as_given():
             warnings.simplefilter("ignore")
             return torch.export.export(module, args, kwargs or None, dynamic_shapes=shapes, strict=False)
     except Exception as error:  # torch.export raises whatever the model's own code raises
@@ -272,6 +281,21 @@ def _quiet_export(
             f"{type(error).__name__}: {first}; check that example_inputs fit its forward(), and see "
             "torch.export's documentation"
         ) from error
+
+
+@contextlib.contextmanager
+def _masks_as_given() -> Iterator[None]:
+    """nn.Transformer asks whether a mask is the causal one, which no graph can; it serves as it is."""
+    home: Any = torch.nn.modules.transformer
+    look = getattr(home, "_detect_is_causal_mask", None)
+    if look is None:
+        yield
+        return
+    home._detect_is_causal_mask = lambda mask, is_causal=None, size=None: is_causal is True
+    try:
+        yield
+    finally:
+        home._detect_is_causal_mask = look
 
 
 _TALKATIVE = ("_subclasses.fake_tensor", "export", "_export", "fx.experimental.symbolic_shapes")

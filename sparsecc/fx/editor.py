@@ -13,7 +13,7 @@ from torch.fx import Graph, Node
 
 from sparsecc.errors import PlanConflict
 from sparsecc.fx.capture import Program
-from sparsecc.fx.ops import _BOUND, bind
+from sparsecc.fx.ops import bind, parameters
 from sparsecc.fx.sharing import has_effect, may_alias, written
 from sparsecc.fx.weights import WeightActions
 from sparsecc.memory import without_collecting
@@ -346,7 +346,7 @@ def _evenly(total: int, size: int) -> list[int]:
 
 def assign(node: Node, name: str, value: Any) -> None:
     """Set an argument by schema name, where it stands or as a keyword."""
-    names = [n for n, _ in _BOUND[node.target]]
+    names = [n for n, _ in parameters(node.target)]
     place = names.index(name)
     if place < len(node.args):
         node.update_arg(place, value)

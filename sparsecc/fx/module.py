@@ -481,14 +481,21 @@ def _compare_literals(plan: Node, new: Node) -> None:
             ours, theirs = _number(ours), _number(theirs)
             if ours is None or theirs is None:
                 continue
-            if name == "start" and "self" in have and isinstance(theirs, int) and theirs < 0:
-                theirs += have["self"].meta["val"].shape[have["dim"]]
+            if name == "start" and ours != theirs:
+                ours, theirs = _from_front(ours, want), _from_front(theirs, have)
             if ours != theirs and not isinstance(ours, torch.device):
                 raise Diverged(
                     where(new) or new.name,
                     f"{new.name} has {name}={theirs}, which the class computes from a width, "
                     f"instead of {ours}",
                 )
+
+
+def _from_front(start: Any, arguments: dict[str, Any]) -> Any:
+    """Where a slice starts, counted from the front of its axis."""
+    if isinstance(start, int) and start < 0 and "self" in arguments:
+        return start + arguments["self"].meta["val"].shape[arguments["dim"]]
+    return start
 
 
 _ABSENT = object()

@@ -575,15 +575,20 @@ TABLE |= {f"{name}_copy": TABLE[name] for name in _COPIED}
 _BOUND: dict[Any, list[tuple[str, Any]]] = {}
 
 
-def bind(node: Node) -> Bound:
-    """Arguments of an ATen node by schema name, defaults filled in."""
-    target: Any = node.target
+def parameters(target: Any) -> list[tuple[str, Any]]:
+    """The arguments of an ATen operator with their defaults."""
     names = _BOUND.get(target)
     if names is None:
         names = [
             (a.name, a.default_value if a.has_default_value() else None) for a in target._schema.arguments
         ]
         _BOUND[target] = names
+    return names
+
+
+def bind(node: Node) -> Bound:
+    """Arguments of an ATen node by schema name, defaults filled in."""
+    names = parameters(node.target)
     bound = dict(names)
     for (name, _), value in zip(names, node.args, strict=False):
         bound[name] = value

@@ -44,14 +44,17 @@ class ProgramModule(GraphModule):
     def train(self, mode: bool = True) -> ProgramModule:
         """Switch BatchNorm, dropout and recurrent dropout, and compile the graph's code again."""
         super().train(mode)
-        switched = [
-            n for n in self.graph.nodes if n.op == "call_function" and aten_name(n.target) in _MODE_ARGUMENTS
-        ]
-        for node in switched:
-            assign(node, _MODE_ARGUMENTS[aten_name(node.target) or ""], mode)
-        if switched:
+        if switch_modes(self.graph, mode):
             self.recompile()
         return self
+
+
+def switch_modes(graph: Graph, training: bool) -> bool:
+    """Tell every operator that has modes which one to run in; whether there is any."""
+    found = [n for n in graph.nodes if n.op == "call_function" and aten_name(n.target) in _MODE_ARGUMENTS]
+    for node in found:
+        assign(node, _MODE_ARGUMENTS[aten_name(node.target) or ""], training)
+    return bool(found)
 
 
 def program_module(program: Program, *, training: bool = False) -> ProgramModule:

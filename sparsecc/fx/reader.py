@@ -5,10 +5,12 @@ from __future__ import annotations
 import operator
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
+from torch._ops import HigherOrderOperator
 from torch.fx import Node
 
 from sparsecc.errors import UnsupportedModel
@@ -24,21 +26,45 @@ from sparsecc.memory import without_collecting
 
 
 @without_collecting()
-def read(program: Program) -> View:
-    """The view of a program; nothing of the program is copied or changed."""
-    return _Reader(program).view()
+def read(program: Program, training: Program | None = None) -> View:
+    """The view of a program; nothing of the program is copied or changed.
+
+    ``training`` is what the same model runs in training mode.
+    """
+    reader = _Reader(program)
+    view = reader.view()
+    beside = [reader.unneeded(view)] if unread(program) else []
+    if training is not None:
+        beside.append(_Reader(training, view.weights).view())
+    return replace(view, beside=tuple(v for v in beside if v.calls))
+
+
+def unread(program: Program) -> set[str]:
+    """Parameters that no output depends on."""
+    return _unread(program) & program.parameters
+
+
+def _unread(program: Program) -> set[str]:
+    needed = live(program.graph)
+    read = {
+        program.weight_of.get(n.name)
+        for n in program.graph.nodes
+        if n.op == "placeholder" and any(user in needed or user.op == "output" for user in n.users)
+    }
+    return program.weights.keys() - read
 
 
 class _Reader:
-    def __init__(self, program: Program) -> None:
+    def __init__(self, program: Program, weights: Mapping[str, Value] | None = None) -> None:
         self.program = program
         self.shapes = Shapes()
         self.values: dict[Node, Value] = {}
         self.parts: dict[Node, list[Value]] = {}
         self.calls: list[Call] = []
-        self.weights: dict[str, Value] = {}
+        self.weights: dict[str, Value] = dict(weights or {})
         self.written = written(program.graph)
         self.coded = coded(program)
+        self.unread = _unread(program)
 
     def view(self) -> View:
         inputs: list[Value] = []
@@ -65,6 +91,15 @@ class _Reader:
             semantics=ProgramSemantics(self.program, self.values, self._weight),
             names=self._names(),
         )
+
+    def unneeded(self, view: View) -> View:
+        """What the model runs for nothing: no output depends on it."""
+        needed = live(self.program.graph)
+        self.calls = []
+        for node in self.program.graph.nodes:
+            if node.op == "call_function" and node not in needed:
+                self._call(node)
+        return replace(view, calls=self.calls, inputs=[], outputs=[])
 
     def _names(self) -> frozenset[str]:
         program, module = self.program, self.program.module
@@ -95,8 +130,8 @@ class _Reader:
         elif name in self.weights:
             value = self.weights[name]
         else:
-            owned = name in self.program.parameters or name in self.coded or node in self.written
-            kind = "weight" if owned else "const"
+            owned = self.program.parameters | self.coded.keys() | self.unread
+            kind = "weight" if name in owned or node in self.written else "const"
             value = self._value(name, fake, kind)
             value.weight = name
             self.weights[name] = value
@@ -133,6 +168,8 @@ class _Reader:
             operands, attrs = _every_tensor(node), {}
             if name in FROZEN:
                 attrs["why"] = FROZEN[name]
+            elif isinstance(node.target, HigherOrderOperator):
+                attrs["why"] = "runs graphs of its own (a branch, a loop)"
         else:
             try:
                 op, operands, attrs = entry({**bind(node), NODE: node}, self.shapes)
@@ -229,7 +266,7 @@ def where(node: Node) -> str:
     while (start := trace.rfind('File "', 0, end)) >= 0:
         frame = _FRAME.match(trace, start)
         end = start
-        if frame is not None:
+        if frame is not None and not frame[1].startswith("<"):
             place = f"{os.path.basename(frame[1])}:{frame[2]}"
             if f"{os.sep}torch{os.sep}" not in frame[1]:
                 return place

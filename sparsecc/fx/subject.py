@@ -23,6 +23,7 @@ from sparsecc.fx.inputs import synthesised
 from sparsecc.fx.module import Diverged, accepted, module_actions, narrowed, recaptured, replacements
 from sparsecc.fx.program_module import argument_names, program_module
 from sparsecc.fx.reader import read
+from sparsecc.fx.training import misfit, training_program
 from sparsecc.fx.weights import exact_weights, substituted, under
 from sparsecc.graph import View
 from sparsecc.plan import Bypass, Fold, Mask, Plan, SetModule, Take, Write
@@ -91,7 +92,11 @@ class TorchSubject(Subject):
     @cached_property
     def view(self) -> View:
         """The exported graph."""
-        return read(self.program)
+        return read(self.program, self._training)
+
+    @cached_property
+    def _training(self) -> Program | None:
+        return training_program(self.program)
 
     def inputs(self, seed: int, variant: int) -> tuple[list[Any], str]:
         """Flat inputs like the example's; seed 0 of variant 0 is the example itself.
@@ -225,7 +230,7 @@ class TorchSubject(Subject):
             return AppliedTorch(self._exported(slim), replace(plan, form="graph"), notes, slim)
         try:
             applied = self._same_class(plan, kept, slim)
-            applied.notes += notes
+            applied.notes += [*notes, *self._untrainable(applied)]
             return applied
         except Diverged as reason:
             note = f"returned as a graph module, because the class cannot express the plan: {reason}"
@@ -237,6 +242,11 @@ class TorchSubject(Subject):
         unsaved = set(self.program.exported.graph_signature.non_persistent_buffers)
         cut = sorted(unsaved.intersection(t.weight for t in plan.of(Take)))
         return [_LEFT_OUT.format(", ".join(cut))] if cut else []
+
+    def _untrainable(self, applied: AppliedTorch) -> list[str]:
+        """A note on code that only training runs, and that the new widths do not fit."""
+        why = misfit(applied.model, self._training) if applied.plan and self._training is not None else ""
+        return [_UNTRAINABLE.format(why)] if why else []
 
     def _exported(self, slim: Program) -> ExportedProgram:
         """An ExportedProgram goes in, so one comes back."""
@@ -394,6 +404,12 @@ _NO_CONFIG = (
 _LEFT_OUT = (
     "{}: cut, but no part of a state dict; to load the weights elsewhere, apply the plan to the original "
     "model first (Pruned.save writes both)"
+)
+
+
+_UNTRAINABLE = (
+    "in evaluation the class computes what the plan says, but what it runs in training alone does not fit "
+    "its new widths: exclude the groups that this reads ({})"
 )
 
 

@@ -126,7 +126,9 @@ class View:
     ``tied`` maps every name of a weight to its canonical name (parameters that share storage are
     one parameter).  ``weight(name)`` returns the tensor without copying it; it raises
     ``UnsupportedModel`` where the model has no values (meta device).  ``semantics`` says what single
-    calls compute; without it nothing but weights counts as known.  ``names`` are taken.
+    calls compute; without it nothing but weights counts as known.  ``names`` are taken.  ``beside`` is
+    what runs on the same weights and is not part of the graph, because no output depends on it or because
+    only training runs it: its axes are coupled and frozen, and nothing of it is edited.
     """
 
     dialect: Literal["torch", "onnx"]
@@ -139,3 +141,4 @@ class View:
     parameters: frozenset[str] = frozenset()
     semantics: Semantics | None = None
     names: frozenset[str] = frozenset()
+    beside: tuple[View, ...] = ()
