@@ -86,11 +86,12 @@ class Report:
         keeps = analysis.keeps(kept)
         bypasses = list(applied.plan.of(Bypass))
         gone = dropped(analysis.view, applied.plan.actions)
+        left = replace(gone, weights=gone.weights | analysis.unread) if applied.plan.form == "graph" else gone
         folds = list(applied.plan.of(Fold))
         by = {d.group: d.by for d in applied.plan.decisions}
         return cls(
             before=sizes(analysis),
-            after=sizes(analysis, keeps, gone, folds),
+            after=sizes(analysis, keeps, left, folds),
             groups=tuple(
                 GroupLine(
                     g.name,

@@ -108,6 +108,19 @@ def test_what_does_not_fit_is_named() -> None:
     kept.model.train()(IMAGES)
 
 
+def test_a_graph_goes_without_and_says_so() -> None:
+    class Literal(Unneeded):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(self.first(x).reshape(2, 8, 8, 8)[:, :3])
+
+    result = pruned(Literal())
+    assert result.plan.form == "graph"
+    assert sum(p.numel() for p in result.model.parameters()) == result.report.after["parameters"]
+    (note,) = [n for n in result.report.notes if "goes without" in n]
+    assert "rest.1.0.weight" in note
+    assert "rest.0.0.weight" not in note
+
+
 def test_training_that_needs_more_than_the_example_changes_nothing() -> None:
     result = pruned(Targets())
     assert result.plan.form == "class"

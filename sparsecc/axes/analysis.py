@@ -151,6 +151,11 @@ class Analysis:
         )
 
     @cached_property
+    def unread(self) -> frozenset[str]:
+        """Weights that no output depends on, which a graph leaves out."""
+        return frozenset(n for n, v in self.view.weights.items() if v not in self.read)
+
+    @cached_property
     def dynamic(self) -> frozenset[Term]:
         """Atoms whose size depends on the sizes of the graph's inputs."""
         varying = [

@@ -22,7 +22,7 @@ from sparsecc.fx.editor import edit
 from sparsecc.fx.inputs import synthesised
 from sparsecc.fx.module import Diverged, accepted, module_actions, narrowed, recaptured, replacements
 from sparsecc.fx.program_module import argument_names, program_module
-from sparsecc.fx.reader import read
+from sparsecc.fx.reader import read, unread
 from sparsecc.fx.training import misfit, training_program
 from sparsecc.fx.weights import exact_weights, substituted, under
 from sparsecc.graph import View
@@ -235,7 +235,12 @@ class TorchSubject(Subject):
         except Diverged as reason:
             note = f"returned as a graph module, because the class cannot express the plan: {reason}"
             module = program_module(slim, training=self.program.module.training)
-            return AppliedTorch(module, replace(plan, form="graph"), [note, *notes], slim)
+            return AppliedTorch(module, replace(plan, form="graph"), [note, *notes, *self._unread()], slim)
+
+    def _unread(self) -> list[str]:
+        """A note on parameters that the class has and the graph has not."""
+        names = sorted(unread(self.program))
+        return [_UNREAD.format(", ".join(names))] if names else []
 
     def _left_out(self, plan: Plan) -> list[str]:
         """A note on buffers that were cut although no state dict holds them."""
@@ -405,6 +410,9 @@ _LEFT_OUT = (
     "{}: cut, but no part of a state dict; to load the weights elsewhere, apply the plan to the original "
     "model first (Pruned.save writes both)"
 )
+
+
+_UNREAD = "{}: no output depends on them in evaluation, so the graph module goes without"
 
 
 _UNTRAINABLE = (
