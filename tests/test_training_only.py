@@ -95,6 +95,18 @@ def test_is_cut_like_the_rest(kind: type[nn.Module]) -> None:
         assert trained.eval()(again).shape == (3, 4)
 
 
+def test_what_training_puts_out_stays() -> None:
+    class Features(Deep):
+        def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+            y = self.first(x)
+            return (self.aux(y), y) if self.training else self.head(self.second(y).mean((2, 3)))
+
+    result = pruned(Features())
+    assert {"training output", "graph output"} <= {f.kind for f in result.report.frozen}
+    assert result.model.first[0].out_channels == 8
+    assert [tuple(y.shape) for y in result.model.train()(IMAGES)] == [(2, 4), (2, 8, 8, 8)]
+
+
 def test_what_does_not_fit_is_named() -> None:
     result = pruned(Named())
     (note,) = [n for n in result.report.notes if "training" in n]

@@ -258,6 +258,8 @@ class Solver:
 
     def _solve(self) -> None:
         self._run(self.view)
+        if self.view.beside:
+            self._freeze_outputs(self.view)
         for view in self.view.beside:
             self._run_beside(view)
         self._call = None
@@ -280,17 +282,17 @@ class Solver:
         facts, operands, attentions = dict(self.facts), dict(self.operands), list(self.attentions)
         derived, routes, shares = dict(self.derived), list(self.places.routes), list(self.places.shares)
         self._run(view)
-        self._freeze_outputs(view)
+        self._freeze_outputs(view, "training output")
         self.facts, self.operands, self.attentions, self.derived = facts, operands, attentions, derived
         for route in self.places.routes[len(routes) :]:
             freeze(route.term, route.reason)
         self.places.routes, self.places.shares = routes, shares
 
-    def _freeze_outputs(self, view: View) -> None:
+    def _freeze_outputs(self, view: View, kind: str = "graph output") -> None:
         for value in view.outputs:
             for axes in self._all_axes(value):
                 for dim, term in enumerate(axes):
-                    freeze(term, Reason("graph output", f"dimension {dim} of graph output {value.name!r}"))
+                    freeze(term, Reason(kind, f"dimension {dim} of {kind} {value.name!r}"))
 
     def _freeze_unread(self) -> None:
         """Weights of branches that the example did not take: what they must fit is not known."""
