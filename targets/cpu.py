@@ -12,11 +12,18 @@ from sparsecc.targets.onnx import onnx_members
 from sparsecc.targets.ort import OrtExecutor
 
 if TYPE_CHECKING:
-    from sparsecc.graph.view import View
+    from sparsecc.graph.view import Value, View
     from sparsecc.onnxfile.model import OnnxFile
 
 _NO_KERNELS = {"bfloat16": "float32", "complex64": "float32", "complex128": "float64"}
 """Element types for which onnxruntime's CPU provider has next to no operators, and what to use instead."""
+
+_AS_PAIRS = frozenset({"complex64", "complex128"})
+"""Those that the lowering of PyTorch writes as pairs of floats, wherever callers do not see them."""
+
+
+def _name(value: Value) -> str:
+    return value.dtype.lower().removeprefix("torch.")
 
 
 class Cpu(Target):
@@ -32,9 +39,12 @@ class Cpu(Target):
     def accepts(self, view: View) -> list[Refusal]:
         """One refusal for each element type that onnxruntime does not compute in."""
         refusals: dict[str, Refusal] = {}
+        seen = {*view.inputs, *view.outputs}
         for call in view.calls:
-            for value in call.outputs:
-                dtype = value.dtype.lower().removeprefix("torch.")
+            for value in (*(v for v in call.inputs if v in seen), *call.outputs):
+                dtype = _name(value)
+                if view.dialect == "torch" and dtype in _AS_PAIRS and value not in seen:
+                    continue
                 if dtype not in refusals and (dtype in _NO_KERNELS or dtype.startswith("float8")):
                     refusals[dtype] = Refusal(
                         where=call.describe(),

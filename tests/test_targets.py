@@ -15,6 +15,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
+from torch import nn
 
 import sparsecc.targets
 from sparsecc import target as registry
@@ -247,7 +248,7 @@ def view(*dtypes: str) -> View:
 def test_refusals_are_collected_and_raised_once() -> None:
     require_accepted(Cpu(), SPEC, view("float32", "int64", "bool", "float16"))
     with pytest.raises(TargetRefused) as caught:
-        require_accepted(Cpu(), SPEC, view("bfloat16", "torch.complex64", "bfloat16"))
+        require_accepted(Cpu(), SPEC, view("bfloat16", "bfloat16", "torch.complex64"))
     lines = str(caught.value).splitlines()
     assert lines[0] == "target 'cpu' cannot run this model:"
     assert len(lines) == 3
@@ -255,6 +256,28 @@ def test_refusals_are_collected_and_raised_once() -> None:
     assert "convert the model to float32" in lines[1]
     assert "complex64" in lines[2]
     require_accepted(Onnx(), TargetSpec("onnx"), view("bfloat16"))
+
+
+def test_complex_numbers_that_callers_do_not_see_run_as_pairs() -> None:
+    """The lowering writes them as floats; inputs and outputs of that type have no such form."""
+
+    class Spectrum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(9, 8), nn.Linear(8, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y: torch.Tensor = self.last(self.first(torch.fft.rfft(x).abs()).relu())
+            return y
+
+    model, x = Spectrum(), torch.randn(3, 16)
+    compiled = sparsecc.compile(model, (x,), target="cpu", recipe="ChannelPruning(sparsity=0.5)")
+    assert compiled.certificate.status == "VERIFIED"
+    pruned = sparsecc.prune(model, (x,), recipe="ChannelPruning(sparsity=0.5)").model
+    torch.testing.assert_close(compiled(x), pruned(x))
+    outside = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 2)).to(torch.complex64)
+    with pytest.raises(TargetRefused, match="complex64"):
+        sparsecc.compile(outside, (torch.randn(2, 4, dtype=torch.complex64),), target="cpu")
 
 
 def test_an_operator_that_onnxruntime_lacks_is_refused() -> None:
