@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ import torch
 
 from sparsecc.artifact import MODEL, WEIGHTS, Artifact
 from sparsecc.errors import UnsupportedModel
-from sparsecc.onnxfile.model import OnnxFile
+from sparsecc.onnxfile.model import TORCH_DTYPES, OnnxFile
 from sparsecc.signature import Signature, onnx_signature
 from sparsecc.verification.certificate import Certificate, Check
 from sparsecc.verification.check import certify, distance, nudged_errors, worst_nodes
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 LOWERING_ULPS = 1024.0
 #: onnxruntime approximates (sigmoid, erf): absolute error in units of max(1, largest output)
 RUNTIME_ULPS = 4096.0
+#: types of 16 bits
+HALVES = frozenset({torch.float16, torch.bfloat16})
 _SINGLE = torch.finfo(torch.float32).eps / 2
 
 
@@ -87,7 +89,7 @@ def _with_lowered(
 
     checks: list[Check] = []
     exact = Runner(file, dtype=torch.float64, cache=False)
-    dense = Runner(file, cache=False) if executor.rounds else None
+    dense = Runner(file, cache=False) if executor.rounds or _mentions_halves(file) else None
     names = [v.name for v in file.inputs]
     for seed, variant in ((0, 0), (1, 1)):
         inputs, words = subject.inputs(seed, variant)
@@ -102,13 +104,18 @@ def _with_lowered(
         found = exact.run(feeds, hook=partial(_watching, executor.watched, seen))
         wide = [found[v.name] for v in file.proto.graph.output]
         ran = executor.run_named(feeds)
-        rounded = {} if dense is None else dense.run(feeds, hook=partial(_rounding, executor.rounds))
+        halves: set[torch.dtype] = set()
+        hook = partial(_rounding, executor.rounds, halves)
+        rounded = {} if dense is None else dense.run(feeds, hook=hook)
         for info, ours, (_, reference) in zip(file.proto.graph.output, wide, want, strict=True):
-            found, step, runtime = ran[info.name], subject.step, _unit(ran[info.name])
-            if info.name in rounded and reference.is_floating_point():
-                step += _rounding_step(rounded[info.name], ours, executor.rounds)
+            mine, step, runtime, lowering = ran[info.name], subject.step, _unit(ran[info.name]), 0.0
+            shorter = halves.union(executor.rounds.values())
+            if shorter and reference.is_floating_point():
+                step += _rounding_step(rounded[info.name], ours, shorter)
                 runtime = min(runtime, _SINGLE)  # the shorter type's own rounding is in the step
-            checks += _checks(info.name, ours, found, reference, words, RUNTIME_ULPS * runtime + step)
+                lowering = step if halves else 0.0
+            allowed = LOWERING_ULPS * runtime + lowering, RUNTIME_ULPS * runtime + step
+            checks += _checks(info.name, ours, mine, reference, words, allowed)
         checks += [
             Check("each product in integers", "absolute error", alone.error, alone.bound, words, alone.node)
             for alone in worst_nodes(executor.alone(feeds, seen))
@@ -157,31 +164,56 @@ def _watching(
     return found
 
 
+def _mentions_halves(file: OnnxFile) -> bool:
+    """Whether a model may compute in a type of 16 bits: one takes, holds or casts to such."""
+    graph = file.proto.graph
+    held = {t.data_type for t in file.initializers.values()}
+    held.update(v.type.tensor_type.elem_type for v in graph.input)
+    for attribute in (a for node in graph.node for a in node.attribute):
+        held.add(attribute.i if attribute.name == "to" else attribute.t.data_type)
+    return any(TORCH_DTYPES.get(number) in HALVES for number in held)
+
+
 def _rounding(
-    rounds: Mapping[str, torch.dtype], node: Any, index: int, values: list[Any], default: Any
+    rounds: Mapping[str, torch.dtype],
+    halves: set[torch.dtype],
+    node: Any,
+    index: int,
+    values: list[Any],
+    default: Any,
 ) -> tuple[Any, ...]:
-    """A hook that rounds both operands of products that the artifact computes in a shorter type."""
+    """A hook that rounds both operands of products that the artifact computes in a shorter type.
+
+    ``halves`` collects the types of 16 bits that the model computes in by itself.
+    """
     dtype = rounds.get(node.output[0])
     if dtype is not None:
         values = [*(value.to(dtype).to(value.dtype) for value in values[:2]), *values[2:]]
     result: tuple[Any, ...] = default(values)
+    halves.update(y.dtype for y in result if isinstance(y, torch.Tensor) and y.dtype in HALVES)
     return result
 
 
-def _rounding_step(dense: torch.Tensor, exact: torch.Tensor, rounds: Mapping[str, torch.dtype]) -> float:
+def _rounding_step(dense: torch.Tensor, exact: torch.Tensor, shorter: Collection[torch.dtype]) -> float:
     """What an artifact in a shorter type may differ by, in units of max(1, largest output).
 
-    Four times what the dense model differs by when the same operands are rounded, and eight units of the
-    type: the end-to-end bound of a result in its target's own type.
+    Four times what the dense model differs by in these types (with the same operands rounded), and eight
+    units of the type: the end-to-end bound of a result in its target's own type.
     """
     error, scale = distance(dense, exact)
-    unit = max(torch.finfo(dtype).eps for dtype in rounds.values()) / 2
+    unit = max(torch.finfo(dtype).eps for dtype in shorter) / 2
     return (4 * error + 8 * unit * scale) / max(1.0, scale)
 
 
 def _checks(
-    name: str, exact: torch.Tensor, ran: torch.Tensor, reference: torch.Tensor, words: str, allowed: float
+    name: str,
+    exact: torch.Tensor,
+    ran: torch.Tensor,
+    reference: torch.Tensor,
+    words: str,
+    allowed: tuple[float, float],
 ) -> list[Check]:
+    """``allowed``: relative for the lowered graph, in units of max(1, largest output) for the artifact."""
     if not reference.is_floating_point():
         return [
             Check("lowered graph", "differs", float(not torch.equal(exact, reference)), 0.0, words, name),
@@ -194,9 +226,9 @@ def _checks(
             "lowered graph",
             "relative error",
             error / scale if scale else error,
-            LOWERING_ULPS * _unit(ran),
+            allowed[0],
             words,
             name,
         ),
-        Check("artifact", "absolute error", runtime, allowed * max(1.0, scale), words, name),
+        Check("artifact", "absolute error", runtime, allowed[1] * max(1.0, scale), words, name),
     ]

@@ -179,7 +179,7 @@ class _Search:
             kept = self.mask(term) if other != axis % found.dim() else None
             if kept is not None:
                 found = found.index_select(other, torch.from_numpy(np.flatnonzero(kept)))
-        return np.asarray(~found.movedim(axis, 0).flatten(1).any(1).numpy())
+        return np.asarray(~found.movedim(axis, 0).reshape(size, -1).any(1).numpy())
 
     def _product(self, call: Call, product: Product) -> _Need:
         kept = self._outputs(call, product)

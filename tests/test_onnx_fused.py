@@ -95,7 +95,7 @@ CASES: dict[str, Case] = {
             real(2, 8),
             real(8),
             real(8),
-            ints([[1, 1, 0], [1, 1, 1]], np.int32),
+            ints([[1, 0, 1], [1, 1, 2]], np.int32),
         ],
         3,
         {"epsilon": 1e-5},

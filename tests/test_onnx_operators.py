@@ -81,6 +81,73 @@ def swish() -> Case:
 # -- places ------------------------------------------------------------------------------------------
 
 
+def channels_last(*inputs: Any, **attributes: Any) -> Case:
+    """A Resize between transposes, as converters from layouts with channels last write it."""
+    g, y = image()
+    y = g.node("Transpose", [y], "last", perm=[0, 2, 3, 1])
+    kinds = {"f": np.float32, "i": np.int64}
+    names = [
+        "" if v is None else g.tensor(f"number{i}", v, kinds[np.asarray(v).dtype.kind])
+        for i, v in enumerate(inputs)
+    ]
+    y = g.node("Resize", [y, *names], "resized", **attributes)
+    return built(g, g.node("Transpose", [y], "first", perm=[0, 3, 1, 2]), 8)
+
+
+@case
+def resized_channels_last() -> Case:
+    return channels_last(None, [1.0, 2.0, 1.5, 1.0], mode="linear")
+
+
+@case
+def resized_channels_last_by_axes() -> Case:
+    return channels_last(None, [2.0, 1.5], mode="nearest", axes=[1, 2])
+
+
+@case
+def resized_crop() -> Case:
+    g, y = image()
+    region = g.tensor("region", [0, 0, 0.2, 0.2, 1, 1, 0.8, 0.8], np.float32)
+    factors = g.tensor("factors", [1, 1, 2, 2], np.float32)
+    mode = {"coordinate_transformation_mode": "tf_crop_and_resize"}
+    return built(g, g.node("Resize", [y, region, factors], "crop", mode="linear", **mode), 8)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "attributes"),
+    [
+        ([None, [1.0, 1.05, 2.0, 2.0]], {"mode": "nearest"}),  # as many channels, but others
+        (
+            [[0, 0.3, 0, 0, 1, 0.8, 1, 1.0], [1.0, 1.0, 2.0, 2.0]],
+            {"coordinate_transformation_mode": "tf_crop_and_resize"},
+        ),
+        ([None, None, [3, 8, 12, 12]], {"keep_aspect_ratio_policy": "not_smaller"}),
+    ],
+    ids=["scaled", "cropped", "by one factor"],
+)
+def test_channels_that_a_resize_changes_stay(inputs: list[Any], attributes: dict[str, Any]) -> None:
+    g, y = image()
+    names = [
+        "" if v is None else g.tensor(f"number{i}", v, np.float32 if i < 2 else np.int64)
+        for i, v in enumerate(inputs)
+    ]
+    y = g.node("Resize", [y, *names], "resized", **attributes)
+    g.node("GlobalAveragePool", [y], "pooled")
+    found = sparsecc.analyze(g.build("pooled"))
+    assert found.groups == []
+    assert any("Resize" in str(f) and f.weight == "a.weight" and f.axis == 0 for f in found.frozen)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_dropout_that_trains_draws_random_numbers_and_stays(training: bool) -> None:
+    g, y = image()
+    mode = g.tensor("training", training, np.bool_)
+    y = g.node("Dropout", [y, g.tensor("ratio", 0.5, np.float32), mode], "dropped")
+    found = sparsecc.analyze(g.build(g.conv(y, "z", 8, 3)))
+    assert bool(found.groups) is not training
+    assert any("export in eval mode" in str(f) for f in found.frozen) is training
+
+
 @case
 def gather_elements() -> Case:
     g = Graph()

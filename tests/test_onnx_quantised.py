@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import ModelProto
+from onnx.reference import ReferenceEvaluator
 
 import sparsecc
 from sparsecc.onnxfile.model import OnnxFile
 from sparsecc.onnxfile.real import real_weight
+from sparsecc.reference.onnx_run import Runner
 from tests.onnx_graphs import Graph, check_trial, ort, trial
 
 quantization = pytest.importorskip("onnxruntime.quantization")
@@ -153,3 +156,54 @@ def test_a_quantised_model_still_runs_after_slimming() -> None:
     feeds = {"x": np.random.default_rng(0).standard_normal((2, 3, 8, 8)).astype(np.float32)}
     slim = sparsecc.slim(model)
     assert np.array_equal(ort(slim.model, feeds)[0], ort(model, feeds)[0])
+
+
+FLOATS_OF_8_BITS = ("FLOAT8E4M3FN", "FLOAT8E4M3FNUZ", "FLOAT8E5M2", "FLOAT8E5M2FNUZ")
+
+
+def eight_bit_floats(kind: str) -> ModelProto:
+    """Two linear layers whose weights (by channel) and inputs (by tensor) are floats of 8 bits."""
+    number = onnx.TensorProto.DataType.Value(kind)
+    g = Graph(19)
+
+    def stored(name: str, values: Any) -> str:
+        array = np.asarray(values, np.float32)
+        g.tensors.append(onnx.helper.make_tensor(name, number, array.shape, array.reshape(-1).tolist()))
+        return name
+
+    def read(x: str, name: str, factor: float) -> str:
+        scale, zero = g.tensor(f"{name}.scale", factor), stored(f"{name}.zero", 0)
+        narrow = g.node("QuantizeLinear", [x, scale, zero], f"{name}.narrow")
+        return str(g.node("DequantizeLinear", [narrow, scale, zero], f"{name}.read"))
+
+    def linear(x: str, name: str, cin: int, cout: int) -> str:
+        weight = stored(f"{name}.weight", g.random.standard_normal((cin, cout)))
+        scale = g.vector(f"{name}.scales", cout, 0.1, 0.4)
+        real = g.node("DequantizeLinear", [weight, scale], f"{name}.real", axis=1)
+        return str(g.node("MatMul", [read(x, name, 0.05), real], name))
+
+    y = g.node("Relu", [linear(g.input("x", ["batch", 4, 8]), "a", 8, 16)], "r")
+    return g.build(linear(y, "z", 16, 3))
+
+
+@pytest.mark.parametrize("kind", FLOATS_OF_8_BITS)
+def test_floats_of_8_bits_are_pruned_and_verified(kind: str) -> None:
+    result = sparsecc.prune(eight_bit_floats(kind), sparsity=0.5)
+    assert result.certificate.status == "VERIFIED"
+    shapes = {t.name: list(t.dims) for t in result.model.graph.initializer}
+    assert (shapes["a.weight"], shapes["a.scales"], shapes["z.weight"]) == ([8, 8], [8], [8, 3])
+    check_trial(trial(eight_bit_floats(kind), 1), 1, runtime=False)
+
+
+@pytest.mark.parametrize("kind", FLOATS_OF_8_BITS)
+def test_floats_of_8_bits_are_computed_as_the_standard_says(kind: str) -> None:
+    model = eight_bit_floats(kind)
+    x = 30 * np.random.default_rng(0).standard_normal((2, 4, 8)).astype(np.float32)  # some do not fit
+    ours = Runner(OnnxFile.load(model)).run({"x": torch.from_numpy(x)})["z"]
+    np.testing.assert_allclose(ours.numpy(), ReferenceEvaluator(model).run(None, {"x": x})[0], 1e-5, 1e-5)
+
+
+def test_floats_of_8_bits_are_judged_by_what_they_stand_for() -> None:
+    file = OnnxFile.load(eight_bit_floats("FLOAT8E4M3FN"))
+    stored, scales = file.tensor("a.weight").float(), file.tensor("a.scales")
+    assert torch.equal(real_weight(file, "a.weight"), stored * scales)

@@ -403,6 +403,62 @@ def test_integers_are_drawn_from_what_they_index() -> None:
     Runner(model).run(made.inputs)
 
 
+#: operator, its integer input, the shapes of the others, attributes, and what is drawn: lowest and highest
+COUNTS: list[tuple[str, int, dict[int, list[int]], dict[str, Any], tuple[int, int]]] = [
+    ("LSTM", 4, {0: [7, 50, 3], 1: [1, 16, 3], 2: [1, 16, 4]}, {"hidden_size": 4}, (1, 7)),
+    ("GRU", 4, {0: [50, 7, 3], 1: [1, 12, 3], 2: [1, 12, 4]}, {"hidden_size": 4, "layout": 1}, (1, 7)),
+    ("RNN", 4, {0: [7, 50, 3], 1: [1, 4, 3], 2: [1, 4, 4]}, {"hidden_size": 4}, (1, 7)),
+    ("ReverseSequence", 1, {0: [7, 50, 3]}, {}, (1, 7)),
+    ("ReverseSequence", 1, {0: [50, 7, 3]}, {"time_axis": 1, "batch_axis": 0}, (1, 7)),
+    ("RoiAlign", 2, {0: [7, 3, 8, 8], 1: [50, 4]}, {}, (0, 6)),
+]
+
+
+@pytest.mark.parametrize(("kind", "place", "others", "attributes", "wanted"), COUNTS)
+def test_integers_are_drawn_from_what_operators_take(
+    kind: str,
+    place: int,
+    others: dict[int, list[int]],
+    attributes: dict[str, Any],
+    wanted: tuple[int, int],
+) -> None:
+    names = [f"i{i}" if i in (*others, place) else "" for i in range(place + 1)]
+    integer = INT64 if kind in ("ReverseSequence", "RoiAlign") else TensorProto.INT32
+    inputs: dict[str, Any] = {f"i{i}": (FLOAT, shape) for i, shape in others.items()}
+    proto = build([helper.make_node(kind, names, ["y"], **attributes)], inputs, ["y"])
+    proto.graph.input.append(helper.make_tensor_value_info(f"i{place}", integer, [50]))
+    made = synthesise(OnnxFile.load(proto), seed=2)
+    drawn = made.inputs[f"i{place}"]
+    assert (drawn.min().item(), drawn.max().item()) == wanted
+    Runner(OnnxFile.load(proto)).run(made.inputs)
+
+
+def test_fused_operators_get_the_integers_that_they_take() -> None:
+    tables = {f"t{i}": np.zeros((n, 8), np.float32) for i, n in ((2, 31), (3, 50), (4, 2))}
+    norm = {f"t{i}": np.ones(8, np.float32) for i in (5, 6)}
+    weights: dict[str, Any] = {
+        **tables,
+        **norm,
+        "w": np.ones((8, 24), np.float32),
+        "b": np.ones(24, np.float32),
+    }
+    fused = [
+        helper.make_node(
+            "EmbedLayerNormalization",
+            ["ids", "kinds", "t2", "t3", "t4", "t5", "t6", "mask"],
+            ["e", "count"],
+            domain="com.microsoft",
+        ),
+        helper.make_node("Attention", ["e", "w", "b", "lengths"], ["y"], num_heads=2, domain="com.microsoft"),
+    ]
+    shapes = {"ids": [60, 9], "kinds": [60, 9], "mask": [60, 9], "lengths": [60]}
+    proto = build(fused, {name: (TensorProto.INT32, shape) for name, shape in shapes.items()}, ["y"], weights)
+    proto.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    made = synthesise(OnnxFile.load(proto), seed=1).inputs
+    drawn = {name: (value.min().item(), value.max().item()) for name, value in made.items()}
+    assert drawn == {"ids": (0, 30), "kinds": (0, 1), "mask": (0, 1), "lengths": (1, 9)}
+
+
 def test_the_same_seed_gives_the_same_inputs() -> None:
     model = OnnxFile.load(language_model())
     one, two, other = (synthesise(model, seed=seed).inputs for seed in (1, 1, 2))

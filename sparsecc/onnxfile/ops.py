@@ -8,6 +8,7 @@ unknown operator, and freezes.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from sparsecc.onnxfile import contrib, quantised
 from sparsecc.onnxfile.opaque import opaque
@@ -20,6 +21,15 @@ def _elementwise(s: Site) -> Spec:
 
 def _first(s: Site) -> Spec:
     return Spec("elementwise", [0])
+
+
+def _dropout(s: Site) -> Spec:
+    training = s.known(2)
+    if s.has(2) and (training is None or training.any()):
+        return Spec(
+            "opaque", s.present(), {"why": "draws random numbers while it trains; export in eval mode"}
+        )
+    return _first(s)
 
 
 def _conv(s: Site) -> Spec:
@@ -313,11 +323,30 @@ def _rotary(s: Site) -> Spec:
 
 
 def _resize(s: Site) -> Spec:
-    shape, out = s.shape(0), s.out()
-    axes = [a % len(shape) for a in s.attr("axes", range(len(shape)))]
-    if shape[:2] != out[:2] or axes != list(range(len(shape)))[-len(axes) :]:
-        return Spec(f"{s.node.op_type} (of channels, or of axes in another order)", [0])
-    return Spec("resize", [0], {"kept": [0, 1]})
+    """Axes that come out as they went in are carried; sizes can be spelled for the last axes alone."""
+    rank = len(s.shape(0))
+    axes = [a % rank for a in s.attr("axes", range(rank))]
+    kept = set(range(rank)).difference(axes)
+    if axes != list(range(rank))[-len(axes) :]:
+        return Spec("mixed", [0], {"kept": sorted(kept)})
+    return Spec("resize", [0], {"kept": sorted(kept.union(_unscaled(s, axes)))})
+
+
+def _unscaled(s: Site, axes: Sequence[int]) -> set[int]:
+    """Those of the axes that a Resize or Upsample leaves alone, whatever the sizes of the inputs are."""
+    scales = s.known(2 if s.node.op_type == "Resize" else 1)
+    if scales is not None and scales.size:
+        same = [scale == 1 for scale in scales]
+    elif s.attr("keep_aspect_ratio_policy", "stretch") != "stretch":
+        same = [False] * len(axes)
+    else:  # spatial axes that vary may be as long by chance
+        varies = [s.shapes.get(name).dynamic for name in (s.node.input[0], s.node.output[0])]
+        same = [s.shape(0)[a] == s.out()[a] and (a < 2 or not any(v[a] for v in varies)) for a in axes]
+    if s.attr("coordinate_transformation_mode") == "tf_crop_and_resize":
+        region = s.known(1)
+        whole = [] if region is None else zip(region, region[len(axes) :], strict=False)
+        same = [ok and span == (0, 1) for ok, span in zip(same, whole, strict=False)]
+    return {a for a, ok in zip(axes, same, strict=False) if ok}
 
 
 def _create(s: Site) -> Spec:
@@ -364,7 +393,8 @@ _ELEMENTWISE = (
 
 TABLE: dict[str, Entry] = {
     **dict.fromkeys(_ELEMENTWISE, _elementwise),
-    **dict.fromkeys(("Cast", "CastLike", "Dropout"), _first),
+    **dict.fromkeys(("Cast", "CastLike"), _first),
+    "Dropout": _dropout,
     "PRelu": _prelu,
     **dict.fromkeys(("Conv", "ConvTranspose"), _conv),
     "Gemm": _gemm,

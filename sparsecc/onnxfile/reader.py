@@ -24,6 +24,13 @@ from sparsecc.onnxfile.sizes import size_only
 from sparsecc.onnxfile.strides import Tracer
 from sparsecc.onnxfile.structure import free_names
 
+_MISFIT = "has operands that do not fit together at any sizes that were tried (give example inputs)"
+_UNKNOWN = (
+    "reads or writes a value whose shape is not known before it runs (declare it: "
+    "onnx.shape_inference.infer_shapes, or value_info)"
+)
+_UNUSUAL = "has arguments that its axis rule does not cover"
+
 
 def read(model: OnnxFile, shapes: Shapes) -> View:
     """The view of an inlined model; nothing of the model is copied or changed."""
@@ -150,13 +157,18 @@ class _Reader:
             prefix = "" if node.domain in ("", "ai.onnx") else f"{node.domain}."
             return Spec(f"{prefix}{node.op_type}", everything)
         if self.shapes.misfits.intersection(node.output):
-            return Spec(f"{node.op_type} (of operands that do not fit)", everything)
+            return _unruled(node, everything, "of operands that do not fit", _MISFIT)
         if unknown is not None and opaque(node.domain, node.op_type) is None:
-            return Spec(f"{node.op_type} (of a shape that is not known before it runs)", everything)
+            return _unruled(node, everything, "of a shape that is not known before it runs", _UNKNOWN)
         try:
             return entry(site)
         except (KeyError, TypeError, ValueError, IndexError, ZeroDivisionError):
-            return Spec(f"{node.op_type} (unusual arguments)", everything)
+            return _unruled(node, everything, "unusual arguments", _UNUSUAL)
+
+
+def _unruled(node: NodeProto, operands: list[int], how: str, why: str) -> Spec:
+    """A call of an operator that has a rule, but not for this."""
+    return Spec(f"{node.op_type} ({how})", operands, {"why": why})
 
 
 def _at_places(model: OnnxFile, places: Mapping[str, tuple[int, ...]]) -> frozenset[str]:

@@ -1,4 +1,4 @@
-"""What integer weights stand for, so that their magnitudes can be compared."""
+"""What integer and 8-bit float weights stand for, so that their magnitudes can be compared."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ _PLACES: dict[tuple[str, int], tuple[int | None, int | None, int]] = {
 
 
 def real_weight(model: OnnxFile, name: str) -> torch.Tensor:
-    """A weight as real numbers, shape and all; integers without known scales count as they are.
+    """A weight as real numbers, shape and all; those without known scales count as they are.
 
     Bytes that pack several numbers hold the root of their sum of squares.
     """
     numbers = model.tensor(name)
-    if numbers.is_floating_point():
+    if numbers.is_floating_point() and numbers.dtype.itemsize > 1:
         return numbers
     for node in model.proto.graph.node:
         for place, read in enumerate(node.input):

@@ -20,6 +20,7 @@ from sparsecc.onnxfile.abstract import Execution
 from sparsecc.onnxfile.cells import Cell, Origin, Tags
 from sparsecc.onnxfile.dims import DimKey, Problem, dim_key
 from sparsecc.onnxfile.model import OnnxFile
+from sparsecc.onnxfile.tensors import LACKING
 
 __all__ = ["DimKey", "Info", "Origin", "Shapes", "dim_key", "infer"]
 
@@ -135,7 +136,7 @@ def _info(cell: Cell, twin: Cell | None, table: Tags) -> Info:
         dynamic = (True,) * len(shape)
     known = varies = tags = None
     if cell.known is not None:
-        known = cell.known.float().numpy() if cell.known.dtype == torch.bfloat16 else cell.known.numpy()
+        known = (cell.known.float() if cell.known.dtype in LACKING else cell.known).numpy()
         if twin is not None and twin.known is not None and twin.known.shape == cell.known.shape:
             varies = (cell.known != twin.known).numpy()
         elif twin is not None:

@@ -1,8 +1,9 @@
 """Inputs for a model that comes without any: drawn from types, and from what integers index.
 
 Floats are standard normal.  An integer input that indexes an axis of n positions is uniform in
-[0, n); one that is compared or turned into a float is a mask of mostly ones; a scalar that selects
-a branch takes a value that the model compares it with.  What was chosen is written down.
+[0, n), one that says how many of them count in [1, n]; one that is compared or turned into a float is
+a mask of mostly ones; a scalar that selects a branch takes a value that the model compares it with.
+What was chosen is written down.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from onnx import NodeProto, ValueInfoProto
 from sparsecc.errors import InvalidOption
 from sparsecc.onnxfile.model import TORCH_DTYPES, OnnxFile, graphs, type_name
 from sparsecc.onnxfile.shapes import DimKey, Shapes, dim_key, infer
+from sparsecc.onnxfile.site import attribute
 from sparsecc.reference.onnx_run import check_input
 
 _PASSES = frozenset(
@@ -28,7 +30,21 @@ _PASSES = frozenset(
         "Slice", "Split", "Concat", "Clip", "Min", "Max", "Dropout",
     }
 )  # fmt: skip
-_INDEXED = {"Gather": 0, "GatherElements": 0, "ScatterElements": 0, "TensorScatter": 0}
+#: (operator, input) -> the input with the axis that its integers index, and that axis (None: the attribute's)
+_INDEXED: dict[tuple[str, int], tuple[int, int | None]] = {
+    **{(name, 1): (0, None) for name in ("Gather", "GatherElements", "ScatterElements")},
+    ("EmbedLayerNormalization", 0): (2, 0), ("EmbedLayerNormalization", 1): (4, 0),
+    ("EmbedLayerNormalization", 8): (3, 0), ("RoiAlign", 2): (0, 0),
+    ("RotaryEmbedding", 1): (2, 0), ("RotaryEmbedding", 3): (1, 0),
+}  # fmt: skip
+#: (operator, input) -> the input with the axis of which its integers say how much counts, that axis, and the
+#: attribute that may name another one
+_COUNTED: dict[tuple[str, int], tuple[int, int, str]] = {
+    **{(name, 4): (0, 0, "layout") for name in ("LSTM", "GRU", "RNN")},
+    ("ReverseSequence", 1): (0, 0, "time_axis"), ("Attention", 6): (1, -2, ""),
+    ("Attention", 3): (0, 1, ""), ("MultiHeadAttention", 4): (1, 1, ""),
+}  # fmt: skip
+_MASKING = frozenset({("EmbedLayerNormalization", 7), ("Attention", 3), ("MultiHeadAttention", 4)})
 _COMPARED = frozenset({"Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual"})
 _SHARE_OF_ONES = 0.9
 MAX_ELEMENTS = 1 << 28
@@ -57,6 +73,11 @@ class _Uses:
         self.low = max(self.low, -offset)
         if self.high is None or count - offset < self.high:
             self.high, self.indexes = count - offset, where
+
+    def number(self, count: int, offset: int, where: str) -> None:
+        """The value plus ``offset`` is a number of positions: at least one, at most ``count``."""
+        self.limit(count + 1, offset, where)
+        self.low = max(self.low, 1 - offset)
 
 
 def synthesise(
@@ -197,11 +218,20 @@ def _use(
 ) -> Iterator[tuple[str, int]]:
     """Note one use; yields the values that carry the numbers on, with their offset."""
     kind = node.op_type
-    if kind in _INDEXED and place == 1:
-        shape = shapes.get(node.input[0]).shape
-        axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
+    given = shapes.get(node.input[place]).shape
+    if (kind, place) in _INDEXED:
+        source, at = _INDEXED[kind, place]
+        shape = shapes.get(node.input[source]).shape
+        axis = attribute(node, "axis", 0) if at is None else at
         if shape:
-            uses.limit(shape[axis], offset, f"indexes {node.input[0]!r}")
+            uses.limit(shape[axis], offset, f"indexes {node.input[source]!r}")
+    elif (kind, place) in _MASKING and given is not None and len(given) > 1:
+        uses.mask = True
+    elif (kind, place) in _COUNTED:
+        source, axis, said = _COUNTED[kind, place]
+        shape = shapes.get(node.input[source]).shape
+        if shape:
+            uses.number(shape[attribute(node, said, axis)], offset, f"counts along {node.input[source]!r}")
     elif kind == "GatherND" and place == 1:
         shape = shapes.get(node.input[0]).shape
         if shape:

@@ -54,6 +54,9 @@ _TORCH_FROM_BITS: dict[str, torch.dtype] = {
     "float8_e5m2fnuz": torch.float8_e5m2fnuz,
 }  # fmt: skip
 
+LACKING = frozenset(_TORCH_FROM_BITS.values())
+"""Types of torch that numpy lacks."""
+
 
 def type_name(elem_type: int) -> str:
     """The name of an ONNX element type, for messages: ``FLOAT16``."""

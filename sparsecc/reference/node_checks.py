@@ -211,10 +211,16 @@ def compared(
             if not torch.equal(ours, theirs) and _matters(keeps, value):
                 return NodeCheck(call.describe(), float("inf"), 0.0)
             continue
-        worst, allowed = _worst(ours, theirs, scale, _tolerance(call, keeps, ours.dtype))
+        tolerance = _tolerance(call, keeps, ours.dtype)
+        worst, allowed = _worst(_countable(ours), _countable(theirs), scale, tolerance)
         if worst * bound >= error * allowed:  # the larger share of its bound
             error, bound = worst, allowed
     return NodeCheck(call.describe(), error, bound)
+
+
+def _countable(y: torch.Tensor) -> torch.Tensor:
+    """Numbers that torch can compute with: it only stores floats of 8 bits."""
+    return y.float() if y.is_floating_point() and y.dtype.itemsize == 1 else y
 
 
 def _matters(keeps: Keeps, value: Value | None) -> bool:
@@ -260,7 +266,7 @@ def _absolute(value: Any) -> Any:
 
 def largest(y: torch.Tensor) -> torch.Tensor:
     """The largest finite magnitude, which errors of operators without contractions are relative to."""
-    y = real(y)
+    y = _countable(real(y))
     if not y.is_floating_point() or not y.numel():
         return torch.zeros(())
     finite = torch.where(torch.isfinite(y), y, torch.zeros((), dtype=y.dtype))

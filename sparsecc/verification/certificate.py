@@ -28,6 +28,20 @@ class Check:
         return self.error <= self.bound
 
 
+def _blame(failed: set[str]) -> str:
+    """What a failure says: whether the graph is wrong, or what runs it computes something else."""
+    if failed == {"artifact"}:
+        return (
+            "The graph is right, but what runs it here computes something else: random numbers, 8-bit "
+            "products that saturate on this processor (quantise with reduce_range), or an operator that it "
+            "gets wrong; verify=False builds it all the same"
+        )
+    return (
+        "This is a defect of sparsecc or of a rule that was added: exclude the parameter named, and report "
+        "it with the model"
+    )
+
+
 @dataclass(frozen=True)
 class Certificate:
     """The outcome of verification.
@@ -66,8 +80,7 @@ class Certificate:
         raise VerificationFailed(
             f"{self.claim}: {len(failed)} of {len(self.checks)} checks failed, nothing was written. Worst: "
             f"{worst.what}{' at ' + worst.where if worst.where else ''}: {worst.measure} {worst.error:.3g}, "
-            f"bound {worst.bound:.3g} ({worst.inputs}). This is a defect of sparsecc or of a rule that was "
-            "added: exclude the parameter named, and report it with the model"
+            f"bound {worst.bound:.3g} ({worst.inputs}). {_blame({c.what for c in failed})}"
         )
 
     def worst(self, what: str) -> Check | None:

@@ -150,7 +150,7 @@ def embed_layer_norm(
 
 
 def _lengths(ids: Tensor, mask: Tensor | None) -> Tensor:
-    """Where the first 0 of every row stands."""
+    """How many ones every row holds, wherever they stand."""
     if mask is None:
         return torch.zeros(ids.shape[0], dtype=torch.int32)
-    return mask.ne(0).to(torch.int32).cumprod(1).sum(1).to(torch.int32)
+    return mask.eq(1).sum(1).to(torch.int32)

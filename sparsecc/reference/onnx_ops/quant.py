@@ -11,6 +11,7 @@ from sparsecc.reference.onnx_ops.conv import convolve
 from sparsecc.reference.onnx_ops.registry import Ctx, Value, need, op, positive_axis
 
 _INTEGERS = (torch.int8, torch.uint8, torch.int16, torch.uint16)
+_FLOATS = (torch.float8_e4m3fn, torch.float8_e4m3fnuz, torch.float8_e5m2, torch.float8_e5m2fnuz)
 
 
 def along(parameter: Tensor, x: Tensor, axis: int, block: int) -> Tensor:
@@ -48,16 +49,25 @@ def quantize_linear(ctx: Ctx, x: Tensor, scale: Tensor, zero: Value = None) -> T
     if ctx.integer("output_dtype") and wanted is None:
         raise UnsupportedModel("QuantizeLinear to a small type")
     dtype = zero.dtype if isinstance(zero, Tensor) else wanted or torch.uint8
-    if dtype not in _INTEGERS:
+    if dtype not in (*_INTEGERS, *_FLOATS):
         raise UnsupportedModel("QuantizeLinear to a small type")
     if x.is_meta:
         return torch.empty(x.shape, dtype=dtype, device="meta")
     axis, block = ctx.integer("axis", 1), ctx.integer("block_size", 0)
     numbers, step = _wide(ctx, x, scale)
-    y = torch.round(numbers / along(step, x, axis, block))
+    ratio = numbers / along(step, x, axis, block)
+    if dtype in _FLOATS:
+        return _narrowed(ratio, dtype, saturate=ctx.flag("saturate", True))
+    y = torch.round(ratio)
     if isinstance(zero, Tensor):
         y = y + along(zero.to(torch.int32), x, axis, block)
     return _round_to(y, dtype)
+
+
+def _narrowed(x: Tensor, dtype: torch.dtype, *, saturate: bool) -> Tensor:
+    """Floats of 8 bits; what is too large becomes the largest of them, or what the type has instead."""
+    largest = torch.finfo(dtype).max
+    return (x.clamp(-largest, largest) if saturate else x).to(dtype)
 
 
 def _wide(ctx: Ctx, x: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
