@@ -570,6 +570,28 @@ def test_a_scale_from_sizes_of_which_one_varies() -> None:
     assert error(ort(r.after, x), expected) <= SINGLE
 
 
+@pytest.mark.parametrize("stored", [(4, 1, 1), (4,)], ids=["as it is read", "as a vector"])
+def test_one_number_that_is_left_of_a_table_is_no_size(stored: tuple[int, ...]) -> None:
+    g = Graph()
+    y = g.linear(g.input("x", ["batch", "length", 6]), "a", 6, 8)
+    parts = g.node("Reshape", [y, g.ints("heads", [0, 0, 4, 2])], "parts")
+    parts = g.node("Transpose", [parts], "turned", perm=[0, 2, 1, 3])
+    length = g.node("Gather", [g.node("Shape", [y], "shape"), g.ints("1", 1)], "length")
+    places = g.node("Range", [g.ints("0", 0), length, "1"], "places")
+    column = g.node("Unsqueeze", [g.node("Cast", [places], "real", to=TensorProto.FLOAT), "1"], "column")
+    slopes = g.tensor("slopes", g.random.uniform(0.1, 1, stored))
+    if len(stored) == 1:
+        slopes = g.node("Reshape", [slopes, g.ints("wide", [4, 1, 1])], "slopes.wide")
+    biased = g.node("Add", [parts, g.node("Mul", [column, slopes], "bias")], "biased")
+    joined = g.node("Transpose", [g.node("Tanh", [biased], "t")], "back", perm=[0, 2, 1, 3])
+    g.linear(g.node("Reshape", [joined, g.ints("flat", [0, 0, -1])], "joined"), "z", 8, 3)
+    model = g.build("z")
+    subject = OnnxSubject(model)
+    (heads,) = (group for group in subject.analysis.groups if group.size == 4)
+    plan = lower(subject.analysis, {heads.name: np.arange(4) == 2})
+    assert finish(OnnxSubject(model), plan).certificate.status == "VERIFIED"
+
+
 def test_the_number_of_elements_is_pinned() -> None:
     g = Graph()
     y = g.linear(g.input("x", ["batch", 6]), "a", 6, 8)

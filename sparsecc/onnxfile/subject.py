@@ -6,7 +6,7 @@ import hashlib
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -39,14 +39,18 @@ MAX_ELEMENTS = 1 << 33
 
 @dataclass
 class AppliedOnnx(Applied):
-    """``file`` is the edited model; ``model`` the same thing in the kind that was given."""
+    """``file`` is the edited model; ``model`` the same thing in the kind that was given.
+
+    ``sizes`` are those of the original, as ``Runner`` takes them.
+    """
 
     file: OnnxFile | None = None
+    sizes: Mapping[str, bool] = field(default_factory=dict)
 
     def run(self, inputs: Named, dtype: torch.dtype | None = None) -> Outputs:
         """Outputs of the edited model, by the executable reference."""
         assert self.file is not None
-        runner = Runner(self.file, dtype=dtype, cache=False)
+        runner = Runner(self.file, dtype=dtype, cache=False, sizes=self.sizes)
         if dtype == torch.float64:
             stored = {*self.file.initializers, *self.file.constants}
             changed = {w.weight for w in self.plan.of(Write)} | {f.parameter for f in self.plan.of(Fold)}
@@ -142,6 +146,10 @@ class OnnxSubject(Subject):
                     "makes it so large, give example inputs"
                 )
         return found
+
+    @cached_property
+    def _sizes(self) -> Mapping[str, bool]:
+        return Runner(self.file, dtype=torch.float64, cache=False).sizes
 
     @cached_property
     def view(self) -> View:
@@ -270,14 +278,14 @@ class OnnxSubject(Subject):
         if not plan:
             kind = self.given.kind
             source = self.given.proto if kind == "path" else self.given.to_kind()
-            return AppliedOnnx(source, plan, [], self.given)
+            return AppliedOnnx(source, plan, [], self.given, self._sizes)
         edited = edit(self.file, self.shapes, plan, self.analysis.keeps(kept))
-        return AppliedOnnx(_in_kind(edited), plan, [], edited)
+        return AppliedOnnx(_in_kind(edited), plan, [], edited, self._sizes)
 
     def adopt(self, result: Any, plan: Plan) -> AppliedOnnx:
         """An ONNX model from elsewhere."""
         try:
-            return AppliedOnnx(result, plan, [], OnnxFile.load(result).inlined())
+            return AppliedOnnx(result, plan, [], OnnxFile.load(result).inlined(), self._sizes)
         except TypeError as error:
             raise InvalidOption(f"the original is an ONNX model, the result must be one: {error}") from error
 

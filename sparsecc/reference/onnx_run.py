@@ -101,7 +101,8 @@ class Runner:
     """Executes a model.  ``dtype=torch.float64`` promotes every float: weights, constants, inputs,
     and casts to float16, bfloat16 and float32.  Computations on sizes alone keep their own type,
     so that a rounded size stays what it is.  Weights and inputs are moved to ``device``, if one is given.
-    ``weights`` stand in the place of the model's own.
+    ``weights`` stand in the place of the model's own.  ``sizes`` are those of the model that this one was
+    made from: one number that is left of a table does not make a size of what is computed from it.
 
     Local functions are inlined first: ``model`` is then the inlined one, and a hook's indices
     refer to it.  Raises ``UnsupportedModel`` for operators that nothing here can execute.
@@ -115,6 +116,7 @@ class Runner:
         cache: bool = True,
         device: torch.device | None = None,
         weights: Mapping[str, torch.Tensor] | None = None,
+        sizes: Mapping[str, bool] | None = None,
     ) -> None:
         self.model = model.inlined()
         self.weights = weights or {}
@@ -127,7 +129,12 @@ class Runner:
             if value is not None:
                 self.program.constants[name] = value
         if dtype is not None:
-            _mark_native(self.program)
+            _mark_native(self.program, sizes or {})
+
+    @property
+    def sizes(self) -> dict[str, bool]:
+        """Whether a value is computed from sizes alone, where floats are promoted: by name."""
+        return {n: step.native for step in self.program.steps for n in step.node.output if n}
 
     def run(
         self,
@@ -413,8 +420,8 @@ def _is_number(tensor: TensorProto) -> bool:
     return dtype is not None and (not dtype.is_floating_point or math.prod(tensor.dims) == 1)
 
 
-def _mark_native(program: Program) -> None:
-    """Find the nodes that compute on sizes alone: from Shape, Size and constants."""
+def _mark_native(program: Program, told: Mapping[str, bool]) -> None:
+    """Find the nodes that compute on sizes alone: from Shape, Size and constants, where nobody has told."""
     native: set[str] = set()
     constant = {name for name, tensor in program.constants.items() if _is_number(tensor)}
     for step in program.steps:
@@ -427,5 +434,5 @@ def _mark_native(program: Program) -> None:
         elif names and names <= constant:
             constant.update(step.node.output)
         elif names and names <= native | constant and not subgraphs(step.node):
-            native.update(step.node.output)
-            step.native = True
+            step.native = all(told.get(name, True) for name in step.node.output)
+            native.update(step.node.output if step.native else ())
