@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sparsecc.artifact import MODEL, WEIGHTS, Artifact
-from sparsecc.errors import UnsupportedModel
+from sparsecc.errors import TargetRefused, UnsupportedModel
 from sparsecc.onnxfile.model import TORCH_DTYPES, OnnxFile
 from sparsecc.signature import Signature, onnx_signature
 from sparsecc.verification.certificate import Certificate, Check
@@ -92,18 +92,12 @@ def _with_lowered(
     dense = Runner(file, cache=False) if executor.rounds or _mentions_halves(file) else None
     names = [v.name for v in file.inputs]
     for seed, variant in ((0, 0), (1, 1)):
-        inputs, words = subject.inputs(seed, variant)
-        flat = list(inputs.values()) if isinstance(inputs, dict) else inputs
-        values = [v for v in flat if isinstance(v, torch.Tensor)]
-        if len(values) != len(names):
-            raise UnsupportedModel(f"the lowered model takes {len(names)} inputs, the program {len(values)}")
-        feeds = dict(zip(names, values, strict=True))
+        inputs, words, feeds, ran = _ran(subject, executor, names, seed, variant)
         outputs = zip(subject.output_names, applied.run(inputs, torch.float64), strict=True)
         want = [(name, y) for name, y in outputs if isinstance(y, torch.Tensor)]
         seen: dict[str, torch.Tensor] = {}
         found = exact.run(feeds, hook=partial(_watching, executor.watched, seen))
         wide = [found[v.name] for v in file.proto.graph.output]
-        ran = executor.run_named(feeds)
         halves: set[torch.dtype] = set()
         hook = partial(_rounding, executor.rounds, halves)
         rounded = {} if dense is None else dense.run(feeds, hook=hook)
@@ -142,6 +136,30 @@ def _allowing(subject: Subject, plan: Plan, labels: Mapping[str, str], checks: l
         else c
         for c in checks
     ]
+
+
+def _ran(
+    subject: Subject, executor: Any, names: list[str], seed: int, variant: int
+) -> tuple[Any, str, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Inputs, words on them, the inputs by name, and what the artifact makes of them.
+
+    Where a runtime takes no other sizes than those of the examples, these it is.
+    """
+    inputs, words = subject.inputs(seed, variant)
+    flat = list(inputs.values()) if isinstance(inputs, dict) else inputs
+    values = [v for v in flat if isinstance(v, torch.Tensor)]
+    if len(values) != len(names):
+        raise UnsupportedModel(f"the lowered model takes {len(names)} inputs, the program {len(values)}")
+    feeds = dict(zip(names, values, strict=True))
+    try:
+        return inputs, words, feeds, executor.run_named(feeds)
+    except TargetRefused as error:
+        if variant:
+            return _ran(subject, executor, names, seed, 0)
+        said = str(error).rstrip(".")
+        raise TargetRefused(
+            f"{said}. Give example inputs that the model takes; these were: {words}"
+        ) from error
 
 
 def _unit(y: torch.Tensor) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
@@ -12,8 +12,9 @@ import torch
 from onnx import ModelProto, TensorProto
 
 import sparsecc
-from sparsecc.errors import VerificationFailed
+from sparsecc.errors import TargetRefused, VerificationFailed
 from sparsecc.lowered import check_lowered, lowered
+from sparsecc.onnxfile.subject import OnnxSubject
 from sparsecc.reference.onnx_run import Runner
 from sparsecc.verification import Certificate
 from sparsecc.verification.certificate import Check
@@ -39,12 +40,14 @@ def layers(dtype: str, wide: bool) -> ModelProto:
     return g.build(g.node("Cast", [y], "y", to=TensorProto.FLOAT) if cast else y)
 
 
-def certified(model: ModelProto, factor: float) -> Certificate:
-    """The certificate of an artifact that is off by a factor."""
+def certified(model: ModelProto, factor: float, batches: Container[int] = range(99)) -> Certificate:
+    """The certificate of an artifact that is off by a factor, and takes some batches only."""
     result = sparsecc.prune(model, sparsity=0.25)
     file, _ = lowered(result.subject, result.applied)
 
     def run_named(feeds: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+        if len(feeds["x"]) not in batches:
+            raise TargetRefused("the batch has to be another one.")
         return {n: y * factor for n, y in Runner(file).run(dict(feeds)).items()}
 
     return check_lowered(result, file, SimpleNamespace(rounds=MappingProxyType({}), run_named=run_named))
@@ -57,6 +60,13 @@ CASES = [("float32", True), ("float16", False), ("float16", True), ("bfloat16", 
 def test_an_artifact_is_held_to_the_rounding_of_the_model(dtype: str, wide: bool) -> None:
     assert certified(layers(dtype, wide), 1.0).status == "VERIFIED"
     assert certified(layers(dtype, wide), 1.3).status == "FAILED"
+
+
+def test_what_a_runtime_does_not_take_is_tried_at_the_first_sizes() -> None:
+    first = len(OnnxSubject(layers("float32", True)).inputs(0, 0)[0]["x"])
+    assert certified(layers("float32", True), 1.0, [first]).status == "VERIFIED"
+    with pytest.raises(TargetRefused, match="another one. Give example inputs .* x: float32"):
+        certified(layers("float32", True), 1.0, [])
 
 
 @pytest.mark.parametrize(
