@@ -260,18 +260,31 @@ def test_places_in_data_keep_the_axes_that_they_count(kind: str) -> None:
     check_trial(found)
 
 
-def test_constants_inside_a_body_are_left_alone() -> None:
+@pytest.mark.parametrize("outer", ["If", "Loop"])
+@pytest.mark.parametrize("inner", ["Add", "MatMul", "Gemm", "Conv"])
+def test_constants_inside_a_body_are_left_alone(outer: str, inner: str) -> None:
     g = Graph()
     y = layers(g, g.input("x", [2, 6]))
-    held = numpy_helper.from_array(np.ones((8,), np.float32), "held")
-    inside = helper.make_graph(
-        [helper.make_node("Add", [y, "held"], ["sum"])],
-        "then",
-        [],
-        [helper.make_tensor_value_info("sum", FLOAT, None)],
-        [held],
-    )
-    other = body("else", [helper.make_node("Neg", [y], ["minus"])], [], [("minus", FLOAT)])
-    flag = g.tensor("flag", True, np.bool_)
-    model = ended(g, g.node("If", [flag], "chosen", then_branch=inside, else_branch=other))
-    check_trial(trial(model, 1), 1)
+    shape = {"Add": (8,), "Conv": (8, 8, 1)}.get(inner, (8, 8))
+    held = numpy_helper.from_array(np.full(shape, 0.3, np.float32), "held")
+    read, nodes = y if outer == "If" else "state", []
+    if inner == "Conv":
+        held2 = numpy_helper.from_array(np.array([2], np.int64), "last")
+        nodes.append(helper.make_node("Unsqueeze", [read, "last"], ["wide"]))
+        nodes.append(helper.make_node("Conv", ["wide", "held"], ["moved"]))
+        nodes.append(helper.make_node("Squeeze", ["moved", "last"], ["sum"]))
+    else:
+        nodes.append(helper.make_node(inner, [read, "held"], ["sum"]))
+    if outer == "If":
+        inside = body("then", nodes, [], [("sum", FLOAT)])
+        other = body("else", [helper.make_node("Neg", [y], ["minus"])], [], [("minus", FLOAT)])
+        branches = {"then_branch": inside, "else_branch": other}
+        z = g.node("If", [g.tensor("flag", True, np.bool_)], "chosen", **branches)
+    else:
+        nodes.append(helper.make_node("Identity", ["going"], ["still"]))
+        steps = [("step", TensorProto.INT64), ("going", TensorProto.BOOL), ("state", FLOAT)]
+        inside = body("body", nodes, steps, [("still", TensorProto.BOOL), ("sum", FLOAT)])
+        z = g.node("Loop", [g.ints("trips", 3), "", y], "looped", body=inside)
+    chosen = next(a.g for a in g.nodes[-1].attribute if a.name in ("then_branch", "body"))
+    chosen.initializer.extend([held, *([held2] if inner == "Conv" else [])])
+    check_trial(trial(ended(g, z), 1), 1)

@@ -215,7 +215,7 @@ class Runner:
         body = program.bodies[id(graph)]
         values: dict[str, Value] = {name: self._lookup(name, outer, None) for name in body.free}
         for name, tensor in body.constants.items():
-            values[name] = self._constant(tensor)
+            values[name] = self._promoted(self._constant(tensor))
         values.update(zip(body.inputs, args, strict=False))
         for step in body.steps:
             given = [values[name] if name else None for name in step.node.input]
@@ -227,9 +227,12 @@ class Runner:
 
     def _lookup(self, name: str, values: Mapping[str, Value], step: Step | None) -> Value:
         value = values[name] if name in values else self._weight(name)
-        if self.dtype is None or not isinstance(value, torch.Tensor) or (step is not None and step.native):
+        return value if step is not None and step.native else self._promoted(value)
+
+    def _promoted(self, value: Value) -> Value:
+        if self.dtype is None or not isinstance(value, torch.Tensor) or value.dtype not in PROMOTED:
             return value
-        return value.to(self.dtype) if value.dtype in PROMOTED else value
+        return value.to(self.dtype)
 
     def _weight(self, name: str) -> Value:
         if name in self.weights:
