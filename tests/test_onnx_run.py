@@ -285,6 +285,43 @@ def compare_resize(names: list[str], inputs: dict[str, Any], attributes: dict[st
     np.testing.assert_allclose(found, wanted, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("strides", [[1, 1], [2, 3]])
+@pytest.mark.parametrize(("groups", "offset_groups"), [(1, 1), (2, 1), (1, 2), (2, 4)])
+@pytest.mark.parametrize("masked", [True, False])
+def test_deformed_convolutions_agree_with_onnxruntime(
+    strides: list[int], groups: int, offset_groups: int, masked: bool
+) -> None:
+    kernel, pads, dilations, image = (3, 2), [1, 0, 2, 1], [2, 1], (9, 7)
+    sizes = [
+        (n + pads[i] + pads[i + 2] - (k - 1) * dilations[i] - 1) // strides[i] + 1
+        for i, (n, k) in enumerate(zip(image, kernel, strict=True))
+    ]
+    inputs = {
+        "x": floats((2, 4, *image)),
+        "w": floats((6, 4 // groups, *kernel)),
+        "offset": 2 * floats((2, offset_groups * 12, *sizes)),
+        "b": floats((6,)),
+    }
+    if masked:
+        inputs["mask"] = floats((2, offset_groups * 6, *sizes))
+    attributes = {"group": groups, "offset_group": offset_groups, "strides": strides}
+    compare("DeformConv", inputs, 19, 1e-4, pads=pads, dilations=dilations, **attributes)
+
+
+@pytest.mark.parametrize("samples", [0, 2])
+@pytest.mark.parametrize(
+    ("opset", "mode"), [(11, None), (16, None), (16, "half_pixel"), (16, "output_half_pixel")]
+)
+def test_what_boxes_hold_agrees_with_onnxruntime(opset: int, samples: int, mode: str | None) -> None:
+    random = np.random.default_rng(0)
+    corners = random.uniform(-4, 18, (12, 2)).astype(np.float32)
+    boxes = np.concatenate([corners, corners + random.uniform(0.1, 14, (12, 2))], 1, dtype=np.float32)
+    inputs = {"x": floats((3, 4, 9, 7)), "boxes": boxes, "images": np.arange(12) % 3}
+    attributes = {"output_height": 3, "output_width": 2, "sampling_ratio": samples, "spatial_scale": 0.6}
+    chosen = {} if mode is None else {"coordinate_transformation_mode": mode}
+    compare("RoiAlign", inputs, opset, 1e-4, **attributes, **chosen)
+
+
 @pytest.mark.parametrize("op", ["Softmax", "LogSoftmax", "Hardmax"])
 @pytest.mark.parametrize("opset", [11, 13])
 @pytest.mark.parametrize("axis", [0, 1, 2, -1])
