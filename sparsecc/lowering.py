@@ -153,17 +153,18 @@ class _Use:
 def _constant_actions(analysis: Analysis, keeps: Keeps) -> list[Take | Renumber]:
     """Constants have axes of their own at every use; where all uses agree there is one version."""
     uses: dict[str, list[_Use]] = {}
-    readers = Counter(v.weight for call in analysis.view.calls for v in call.inputs if v is not None)
     for (call, index), axes in analysis.solver.operands.items():
         value = call.inputs[index]
         if value is not None and value.weight is not None:
             sizes, places = [resolve(t).size for t in axes], [keeps.indices(t) for t in axes]
             found = _Use(call, index, sizes, places, _renumbered(analysis, call, index, keeps))
             uses.setdefault(value.weight, []).append(found)
+    cut = {n: us for n, us in uses.items() if any(part is not None for u in us for part in (*u.places, u.values))}
+    if not cut:
+        return []
+    readers = Counter(v.weight for call in analysis.view.calls for v in call.inputs if v is not None)
     actions: list[Take | Renumber] = []
-    for name, every in uses.items():
-        if all(part is None for use in every for part in (*use.places, use.values)):
-            continue
+    for name, every in cut.items():
         agreed = len(every) == readers[name] and all(every[0].same(use) for use in every[1:])
         for use in every[:1] if agreed else every:
             actions.extend(use.actions(name, None if agreed else (use.call.name, use.operand)))

@@ -84,6 +84,7 @@ def decide(analysis: Analysis, passes: Sequence[Pass], saliency: Saliency | None
     actions: list[Action] = []
     skips: list[Skip] = []
     patterns: list[Pattern] = []
+    saliency = saliency or Saliency(analysis)  # one for all passes, so that weights are read once
     modes = {p.mode for p in passes}
     if len(modes) > 1:
         raise InvalidOption(

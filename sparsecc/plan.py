@@ -9,6 +9,7 @@ import os
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -204,7 +205,14 @@ class Plan:
 
     def of(self, kind: type[Any]) -> Iterator[Any]:
         """Actions of one kind, in order."""
-        return (a for a in self.actions if isinstance(a, kind))
+        return iter(self._by_kind.get(kind, ()))
+
+    @cached_property
+    def _by_kind(self) -> dict[type[Any], list[Action]]:
+        found: dict[type[Any], list[Action]] = {}
+        for action in self.actions:
+            found.setdefault(type(action), []).append(action)
+        return found
 
     def __bool__(self) -> bool:
         """Whether the plan changes anything."""

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import chain
 from typing import Literal
 
 import numpy as np
@@ -189,9 +190,10 @@ class Analysis:
                     if part.frozen is not None:
                         frozen.append(Frozen(weight, axis, part.size, part.frozen))
                         continue
-                    members.setdefault(part, []).append(Member(weight, axis))
-                    suffix = f".{place}" if len(found) > 1 else ""
-                    names.setdefault(part, f"{weight}[{axis}]{suffix}")
+                    if part not in members:
+                        members[part] = []
+                        names[part] = f"{weight}[{axis}]" + (f".{place}" if len(found) > 1 else "")
+                    members[part].append(Member(weight, axis))
         kinds = self._kinds()
         residual = self._residual()
         groups = [
@@ -275,8 +277,8 @@ class Analysis:
     def _picked(self) -> list[Term]:
         """Axes that a choice may empty although it keeps part of every group."""
         solver = self.solver
-        every = (t for axes in (*solver.axes.values(), *solver.operands.values()) for t in axes)
-        return [root for root in {id(r): r for r in map(resolve, every)}.values() if holds_pick(root)]
+        every = dict.fromkeys(chain(*solver.axes.values(), *solver.operands.values()))
+        return [root for root in dict.fromkeys(map(resolve, every)) if holds_pick(root)]
 
     def emptied(self, keeps: Keeps) -> Iterator[Term]:
         """Axes that would keep no position."""

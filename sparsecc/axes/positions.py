@@ -79,7 +79,7 @@ class Positions:
         for value in view.outputs:
             if value in self.holds:
                 freeze(self.holds[value], Reason("graph output", f"{value.name!r} holds positions"))
-        stacks = stacked(view, axes)
+        stacks = stacked(view, axes) if self.routes else set()
         for route in self.routes:
             if resolve(route.term) in stacks:
                 resolve(route.term).picked = True
@@ -93,7 +93,7 @@ class Positions:
     def experts(self, view: View, axes: dict[Value, tuple[Term, ...]]) -> set[Term]:
         """Atoms along which matrices are stacked, and among which a router chooses or weighs."""
         chosen = {resolve(t) for t in (*(r.term for r in self.routes), *self.shares)}
-        return stacked(view, axes) & chosen
+        return stacked(view, axes) & chosen if chosen else chosen
 
 
 def stacked(view: View, axes: dict[Value, tuple[Term, ...]]) -> set[Term]:

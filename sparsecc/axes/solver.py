@@ -79,10 +79,10 @@ class Solver:
         value = call.inputs[index]
         if value is None:
             raise ValueError(f"operand {index} of {call.name} is absent")
-        known = self.operands.get((call, index))
-        if known is not None:
-            return known
-        if value.kind == "const":
+        if value.kind != "const":
+            return self.axes[value]
+        axes = self.operands.get((call, index))
+        if axes is None:
             axes = self._fresh(value)
             if value.weight is None:
                 for term in axes:
@@ -91,8 +91,7 @@ class Solver:
                         Reason("computed constant", f"{value.name!r} is computed from sizes and constants"),
                     )
             self.operands[call, index] = axes
-            return axes
-        return self.axes[value]
+        return axes
 
     def has(self, call: Call, index: int) -> bool:
         """Whether an operand is present."""
@@ -157,13 +156,13 @@ class Solver:
 
     def static(self, value: Value) -> bool:
         """Whether a value is a weight or a constant, or computed from nothing else."""
-        return value in self._static or value.kind in ("const", "weight")
+        return value.kind in ("const", "weight") or value in self._static
 
     def contract(self, call: Call, index: int, dim: int, against: tuple[int, int] | None = None) -> None:
         """The call sums products over ``dim`` of operand ``index``, and ``against`` of another one."""
         axes = self.of(call, index)
         dim %= len(axes)
-        if self._is_static(call) and call.op not in _FEATURES:
+        if call.op not in _FEATURES and self._is_static(call):
             self.derive(call, axes[dim], "contracts over an axis of parameters alone")
         self._facts(call).contractions.append((index, dim))
         if against is not None:
@@ -187,7 +186,7 @@ class Solver:
         """The call reduces over ``dim`` of operand ``index`` (mean, norm, softmax, ...)."""
         axes = self.of(call, index)
         dim %= len(axes)
-        if self._is_static(call) and call.op not in _FEATURES:
+        if call.op not in _FEATURES and self._is_static(call):
             self.derive(call, axes[dim], "reduces over an axis of parameters alone")
         self._facts(call).reductions.append((index, dim))
 
@@ -230,7 +229,7 @@ class Solver:
             found: Term | None = None
             for axes in operands:
                 k = dim - rank + len(axes)
-                if k < 0 or resolve(axes[k]).size != size or (size == 1):
+                if size == 1 or k < 0 or axes[k].size != size:
                     continue
                 found = axes[k] if found is None else self.equal(found, axes[k])
             out.append(found if found is not None else atom(size))
@@ -239,10 +238,16 @@ class Solver:
     # -- the run ----------------------------------------------------------------------------
 
     def _facts(self, call: Call) -> Facts:
-        return self.facts.setdefault(call, Facts())
+        found = self.facts.get(call)
+        if found is None:
+            found = self.facts[call] = Facts()
+        return found
 
     def _is_static(self, call: Call) -> bool:
-        return all(v is None or self.static(v) for v in call.inputs)
+        for value in call.inputs:  # the first one is nearly always computed
+            if value is not None and not self.static(value):
+                return False
+        return True
 
     def _reads_weights(self, call: Call) -> bool:
         return any(v is not None and (v.kind == "weight" or v in self._trained) for v in call.inputs)
@@ -332,8 +337,8 @@ class Solver:
         self.places.after(call, self.view, failed=outputs is None)
         for value in call.outputs:
             for term, dynamic in zip(self.axes[value], value.dynamic, strict=False):
-                if dynamic and resolve(term).kind == "atom":
-                    vary(term)
+                if dynamic and (root := resolve(term)).kind == "atom":
+                    root.varies = True
         if call.inputs and self._is_static(call):
             self._static.update(call.outputs)
             if self._reads_weights(call):
@@ -344,7 +349,7 @@ class Solver:
         if len(outputs) != len(call.outputs):
             raise ValueError(f"{len(outputs)} results for {len(call.outputs)} outputs")
         for value, axes in zip(call.outputs, outputs, strict=True):
-            sizes = tuple(resolve(t).size for t in axes)
+            sizes = tuple([t.size for t in axes])
             if sizes != tuple(value.shape):
                 raise ValueError(f"axes {sizes} for {value.name!r} of shape {tuple(value.shape)}")
         return outputs
@@ -387,7 +392,7 @@ def unknown_operator(call: Call) -> str:
 
 
 def _is_axes(result: object) -> bool:
-    return isinstance(result, (list, tuple)) and all(isinstance(t, Term) for t in result)
+    return isinstance(result, (list, tuple)) and (not result or isinstance(result[0], Term))
 
 
 __all__ = ["Attention", "Axes", "Facts", "Solver", "concat", "product"]

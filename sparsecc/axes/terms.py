@@ -180,7 +180,7 @@ def atoms(term: Term) -> list[Term]:
 def holds_pick(term: Term) -> bool:
     """Whether a pick is part of the term."""
     root = resolve(term)
-    return root.kind == "pick" or any(holds_pick(p) for p in root.parts)
+    return root.kind == "pick" or (root.kind != "atom" and any(holds_pick(p) for p in root.parts))
 
 
 def keep_mask(term: Term, keeps: Mapping[Term, Keep], memo: dict[int, Keep | None]) -> Keep | None:
@@ -238,7 +238,7 @@ def as_mask(kept: Kept, size: int) -> Keep:
 def as_order(kept: Kept) -> Places | None:
     """The order that a choice gives to the positions that it keeps; None where they stay in theirs."""
     array: npt.NDArray[Any] = np.asarray(kept)
-    if array.dtype == np.bool_ or bool((np.diff(array) > 0).all()):
+    if array.dtype == np.bool_ or bool((array[1:] > array[:-1]).all()):
         return None
     return array.astype(np.intp)
 

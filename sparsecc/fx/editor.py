@@ -346,8 +346,7 @@ def _evenly(total: int, size: int) -> list[int]:
 
 def assign(node: Node, name: str, value: Any) -> None:
     """Set an argument by schema name, where it stands or as a keyword."""
-    names = [n for n, _ in parameters(node.target)]
-    place = names.index(name)
+    place = list(parameters(node.target)).index(name)
     if place < len(node.args):
         node.update_arg(place, value)
     else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import math
 import operator
 from collections.abc import Callable, Iterator, Sequence
@@ -51,18 +52,17 @@ def narrowed(module: nn.Module, plan: Plan, tied: dict[str, str]) -> nn.Module:
         raise Diverged(name, f"this constant is cut differently for several nodes (one is {node!r})")
     replaced = list(plan.of(Replace))
     memo: dict[int, Any] = {id(module.get_submodule(a.module)): _STAND_INS[a.by]() for a in replaced}
-    for name, tensor in (
-        *module.named_parameters(remove_duplicate=False),
-        *module.named_buffers(remove_duplicate=False),
-    ):
+    for name, tensor in _tensors(module):
         if id(tensor) not in memo and not any(under(name, a.module) for a in replaced):
             memo[id(tensor)] = _edited(tensor, actions, tied.get(name, name))
     try:
         out: nn.Module = copied(module, memo)
     except Exception as error:  # copying may run the model's own code
         raise Diverged(type(module).__name__, f"the module cannot be copied: {error}") from error
-    for action in plan.of(SetModule):
-        assign(out.get_submodule(action.module), action.name, action.value)
+    for path, changes in itertools.groupby(plan.of(SetModule), key=operator.attrgetter("module")):
+        part = out.get_submodule(path)
+        for change in changes:
+            assign(part, change.name, change.value)
     shorter: dict[str, set[int]] = {}
     for action in replaced:
         if action.by == "nothing":
@@ -71,6 +71,13 @@ def narrowed(module: nn.Module, plan: Plan, tied: dict[str, str]) -> nn.Module:
     for parent, places in shorter.items():
         _shorten(out, parent, places)
     return out
+
+
+def _tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Parameters and buffers under all of their names."""
+    for path, child in module.named_modules(remove_duplicate=False):
+        prefix = f"{path}." if path else ""
+        yield from ((prefix + name, tensor) for name, tensor in _own_tensors(child))
 
 
 _STAND_INS: dict[str, Callable[[], nn.Module]] = {
@@ -139,24 +146,22 @@ def module_actions(program: Program, view: View, plan: Plan, keeps: Keeps) -> li
         return []
     actions = WeightActions(plan)
     shapes = {
-        name: _new_shape(tensor, actions, program.tied.get(name, name))
-        for name, tensor in (
-            *module.named_parameters(remove_duplicate=False),
-            *module.named_buffers(remove_duplicate=False),
-        )
+        name: _new_shape(tensor, actions, program.tied.get(name, name)) for name, tensor in _tensors(module)
     }
     literals = _literals(view, plan)
-    read = _inputs(view, keeps)
+    read = functools.cache(lambda: _inputs(view, keeps))
     out: list[SetModule] = []
     for path, child in module.named_modules():
         prefix = f"{path}." if path else ""
-        own = {n: shapes[prefix + n] for n in _own_tensors(child) if prefix + n in shapes}
+        own = {n: shapes[prefix + n] for n, _ in _own_tensors(child)}
         own |= _parametrized(child, prefix, shapes)
-        if path in read:
-            own["input"] = read[path]
-        changed = dict(_standard(child, own, literals.get(path, {})))
-        if not _is_standard(child):
-            changed |= dict(_inferred(child, literals.get(path, {})))
+        known = literals.get(path, {})
+        rule = _rule(type(child))
+        if rule is _features and own.keys().isdisjoint(("weight", "running_mean")) and path in read():
+            own["input"] = read()[path]
+        changed: dict[str, Any] = {}
+        with contextlib.suppress(KeyError):  # a weight that a hook computes from others
+            changed.update(rule(child, own, known))
         for name, value in changed.items():
             if getattr(child, name) != value:
                 out.append(SetModule(path, name, value))
@@ -164,15 +169,18 @@ def module_actions(program: Program, view: View, plan: Plan, keeps: Keeps) -> li
 
 
 def _new_shape(tensor: torch.Tensor, actions: WeightActions, name: str) -> tuple[int, ...]:
+    takes = actions.takes.get(name)
+    if takes is None:
+        return tuple(tensor.shape)
     shape = list(tensor.shape)
-    for take in actions.takes.get(name, ()):
+    for take in takes:
         shape[take.axis] = len(take.indices)
     return tuple(shape)
 
 
 def _parametrized(module: nn.Module, prefix: str, shapes: Shapes) -> Shapes:
     """Shapes of tensors that parametrizations compute: that of the largest tensor behind them."""
-    behind = getattr(module, "parametrizations", None)
+    behind = module._modules.get("parametrizations")
     found: Shapes = {}
     for name in behind if isinstance(behind, nn.ModuleDict) else ():
         inner = f"{prefix}parametrizations.{name}."
@@ -182,9 +190,9 @@ def _parametrized(module: nn.Module, prefix: str, shapes: Shapes) -> Shapes:
     return found
 
 
-def _own_tensors(module: nn.Module) -> Iterator[str]:
-    yield from (n for n, t in module._parameters.items() if t is not None)
-    yield from (n for n, t in module._buffers.items() if t is not None)
+def _own_tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    yield from ((n, t) for n, t in module._parameters.items() if t is not None)
+    yield from ((n, t) for n, t in module._buffers.items() if t is not None)
 
 
 def _conv(module: Any, own: Shapes, literals: Literals) -> Iterator[tuple[str, Any]]:
@@ -230,11 +238,20 @@ def _prelu(module: Any, own: Shapes, literals: Literals) -> Iterator[tuple[str, 
     yield "num_parameters", own["weight"][0]
 
 
-def _hugging_conv1d(module: Any, own: Shapes, literals: Literals) -> Iterator[tuple[str, Any]]:
-    yield from (("nx", own["weight"][0]), ("nf", own["weight"][1]))
+def _other(module: Any, own: Shapes, literals: Literals) -> Iterator[tuple[str, Any]]:
+    """Hugging Face's Conv1D, and what literals tell."""
+    if type(module).__name__ == "Conv1D" and "weight" in own and {"nx", "nf"} <= vars(module).keys():
+        yield from (("nx", own["weight"][0]), ("nf", own["weight"][1]))
+    for name, value in vars(module).items() if literals else ():
+        if isinstance(value, int) and not isinstance(value, bool) and value > 1:
+            new = _only(literals, value)
+            if new != value:
+                yield name, new
 
 
-_STANDARD: tuple[tuple[Any, Callable[[Any, Shapes, Literals], Iterator[tuple[str, Any]]]], ...] = (
+Rule = Callable[[Any, Shapes, Literals], Iterator[tuple[str, Any]]]
+
+_STANDARD: tuple[tuple[Any, Rule], ...] = (
     (nn.modules.conv._ConvNd, _conv),
     (nn.Linear, _linear),
     (nn.modules.batchnorm._NormBase, _features),
@@ -246,32 +263,16 @@ _STANDARD: tuple[tuple[Any, Callable[[Any, Shapes, Literals], Iterator[tuple[str
 )
 
 
-def _standard(module: nn.Module, own: Shapes, literals: Literals) -> Iterator[tuple[str, Any]]:
-    for kind, rule in _STANDARD:
-        if isinstance(module, kind):
-            with contextlib.suppress(KeyError):  # a weight that a hook computes from others
-                yield from rule(module, own, literals)
-            return
-    if type(module).__name__ == "Conv1D" and "weight" in own and {"nx", "nf"} <= vars(module).keys():
-        yield from _hugging_conv1d(module, own, literals)
-
-
-def _is_standard(module: nn.Module) -> bool:
-    return any(isinstance(module, kind) for kind, _ in _STANDARD)
+@functools.cache
+def _rule(kind: type[nn.Module]) -> Rule:
+    """How the attributes of a class of modules follow."""
+    return next((rule for standard, rule in _STANDARD if issubclass(kind, standard)), _other)
 
 
 def _only(literals: Literals, old: int) -> int:
     """What ``old`` becomes: itself unless exactly one new value is known."""
     new = literals.get(old, set())
     return next(iter(new)) if len(new) == 1 else old
-
-
-def _inferred(module: nn.Module, literals: Literals) -> Iterator[tuple[str, Any]]:
-    for name, value in vars(module).items():
-        if isinstance(value, int) and not isinstance(value, bool) and value > 1:
-            new = _only(literals, value)
-            if new != value:
-                yield name, new
 
 
 def _inputs(view: View, keeps: Keeps) -> Shapes:
@@ -292,13 +293,18 @@ def _literals(view: View, plan: Plan) -> dict[str, Literals]:
         set_attrs.setdefault(action.node, {})[action.name] = action.value
     out: dict[str, Literals] = {}
     for call in view.calls:
-        path = _owner(call.raw)
+        attrs = set_attrs.get(call.name, {})
+        path = _owner(call.raw) if attrs or call.op in _SPELLED else None
         if path is None:
             continue
         table = out.setdefault(path, {})
-        for old, new in _changes(call, shaped.get(call.name), set_attrs.get(call.name, {})):
+        for old, new in _changes(call, shaped.get(call.name), attrs):
             table.setdefault(old, set()).add(new)
     return out
+
+
+#: operators that spell out the shape of what they make
+_SPELLED = frozenset({"reshape", "expand", "create"})
 
 
 def _paths(node: Node) -> list[str]:
@@ -313,7 +319,7 @@ def _owner(node: Node) -> str | None:
 
 
 def _changes(call: Call, shape: SetShape | None, attrs: dict[str, Any]) -> Iterator[tuple[int, int]]:
-    if call.op in ("reshape", "expand", "create"):
+    if call.op in _SPELLED:
         new = shape.sizes if shape is not None else (None,) * len(call.outputs[0].shape)
         source = call.inputs[0].shape if call.inputs and call.inputs[0] is not None else ()
         for dim, (old, size) in enumerate(zip(call.outputs[0].shape, new, strict=True)):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -572,48 +573,36 @@ TABLE: dict[str, Entry] = {
 }
 TABLE |= {f"{name}_copy": TABLE[name] for name in _COPIED}
 
-_BOUND: dict[Any, list[tuple[str, Any]]] = {}
-
-
-def parameters(target: Any) -> list[tuple[str, Any]]:
-    """The arguments of an ATen operator with their defaults."""
-    names = _BOUND.get(target)
-    if names is None:
-        names = [
-            (a.name, a.default_value if a.has_default_value() else None) for a in target._schema.arguments
-        ]
-        _BOUND[target] = names
-    return names
-
 
 def bind(node: Node) -> Bound:
     """Arguments of an ATen node by schema name, defaults filled in."""
-    names = parameters(node.target)
-    bound = dict(names)
-    for (name, _), value in zip(names, node.args, strict=False):
-        bound[name] = value
+    defaults = parameters(node.target)
+    bound = defaults.copy()
+    bound.update(zip(defaults, node.args, strict=False))
     bound.update(node.kwargs)
     return bound
 
 
-_NAMES: dict[Any, str | None] = {}
+@cache
+def parameters(target: Any) -> Bound:
+    """What an ATen operator takes, in order: the defaults by schema name, None without one."""
+    return {a.name: a.default_value if a.has_default_value() else None for a in target._schema.arguments}
+
 
 #: In place these change the shape of their operand, which every other reader of it then sees.
 _OWN_FORM = frozenset(words("t transpose swapaxes swapdims squeeze unsqueeze"))
 
 
+@cache
 def aten_name(target: Any) -> str | None:
     """``relu`` for ``aten.relu.default`` and ``aten.relu_.default``; None for what is no ATen operator."""
-    if target not in _NAMES:
-        schema = getattr(target, "_schema", None)
-        name: str | None = None
-        if schema is not None:
-            space, _, base = schema.name.partition("::")
-            name = base if space == "aten" else schema.name.replace("::", ".")
-            if name.endswith("_") and not name.endswith("__") and name[:-1] not in _OWN_FORM:
-                name = name[:-1]
-        _NAMES[target] = name
-    return _NAMES[target]
+    schema = getattr(target, "_schema", None)
+    if schema is None:
+        return None
+    space, _, base = schema.name.partition("::")
+    name: str = base if space == "aten" else schema.name.replace("::", ".")
+    own_form = name.endswith("__") or name[:-1] in _OWN_FORM
+    return name[:-1] if name.endswith("_") and not own_form else name
 
 
 #: Python operators that torch.export leaves on symbolic sizes; they compute no tensors.

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -143,9 +144,8 @@ class _Reader:
         dtype = str(fake.dtype)[6:]
         for size in shape:
             if type(size) is not int:
-                varies = tuple(map(_varies, shape))
-                sizes, example = self.shapes.shape(fake), self.shapes.example(fake)
-                return Value(name, sizes, dtype, kind, dynamic=varies, example=example)
+                numbers, example, varies = zip(*map(self.shapes.size, shape), strict=True)
+                return Value(name, numbers, dtype, kind, dynamic=varies, example=example)
         return Value(name, shape, dtype, kind)
 
     def _call(self, node: Node) -> None:
@@ -172,7 +172,9 @@ class _Reader:
                 attrs["why"] = "runs graphs of its own (a branch, a loop)"
         else:
             try:
-                op, operands, attrs = entry({**bind(node), NODE: node}, self.shapes)
+                bound = bind(node)
+                bound[NODE] = node
+                op, operands, attrs = entry(bound, self.shapes)
             except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, StopIteration):
                 op, operands, attrs = f"aten.{name} (unusual arguments)", _every_tensor(node), {}
         outputs = [
@@ -185,11 +187,9 @@ class _Reader:
         else:
             self.values[node] = outputs[0]
         inputs = tuple(None if o is None else self.values.get(o) for o in operands)
-        beside = {n for n in node.all_input_nodes if n in self.values} - {
-            o for o in operands if o is not None
-        }
+        beside = [n for n in node.all_input_nodes if n not in operands and n in self.values]
         if beside and op != "create":
-            attrs = {**attrs, "unlisted": tuple(self.values[n] for n in node.all_input_nodes if n in beside)}
+            attrs = {**attrs, "unlisted": tuple(self.values[n] for n in beside)}
         self.calls.append(
             Call(op, node.name, inputs, tuple(outputs), attrs, where(node), node, tuple(operands))
         )
@@ -247,11 +247,6 @@ def _leaves(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
-def _varies(size: int | torch.SymInt) -> bool:
-    """Whether a size depends on the inputs; torch.export writes some that do not as expressions."""
-    return not isinstance(size, int) and size.node.maybe_as_int() is None
-
-
 def _every_tensor(node: Node) -> list[Node]:
     return tensors({"args": node.all_input_nodes})
 
@@ -261,7 +256,12 @@ _FRAME = re.compile(r'File "([^"]+)", line (\d+)')
 
 def where(node: Node) -> str:
     """``model.py:12``: the last line of the model's own code that led to the node."""
-    trace = node.meta.get("stack_trace") or ""
+    return _last_line(node.meta.get("stack_trace") or "")
+
+
+@lru_cache(4096)
+def _last_line(trace: str) -> str:
+    """Of a trace; layers of one class have equal ones."""
     last, end = "", len(trace)
     while (start := trace.rfind('File "', 0, end)) >= 0:
         frame = _FRAME.match(trace, start)

@@ -22,31 +22,42 @@ Bound = dict[str, Any]
 Entry = Callable[[Bound, "Shapes"], Spec]
 
 
+class Size(NamedTuple):
+    """A size of an FX value.
+
+    ``number`` stands for it: every symbol is a prime of its own.  ``example``: for the example input.
+    ``varies``: it depends on the inputs; torch.export writes some that do not as expressions.
+    """
+
+    number: int
+    example: int
+    varies: bool
+
+
 class Shapes:
-    """Representative sizes of FX values."""
+    """Sizes of FX values."""
 
     def __init__(self) -> None:
-        self._cache: dict[Any, int] = {}
+        self._cache: dict[Any, Size] = {}
         self._symbols: dict[Any, int] = {}
 
-    def size(self, value: Any) -> int:
-        """A size as a number: every symbol stands for a prime of its own."""
+    def size(self, value: Any) -> Size:
+        """A size, given as a number or as torch's symbolic one."""
         if isinstance(value, int):
-            return value
+            return Size(value, value, False)
         expression = value.node.expr
-        if expression not in self._cache:
+        found = self._cache.get(expression)
+        if found is None:
             for symbol in sorted(expression.free_symbols, key=str):
                 self._symbols.setdefault(symbol, _PRIMES[len(self._symbols) % len(_PRIMES)])
-            self._cache[expression] = int(expression.xreplace(self._symbols))
-        return self._cache[expression]
+            number = int(expression.xreplace(self._symbols))
+            varies = value.node.maybe_as_int() is None
+            found = self._cache[expression] = Size(number, int(value.node.hint or number), varies)
+        return found
 
     def shape(self, value: Any) -> tuple[int, ...]:
         """Representative shape of a fake tensor."""
-        return tuple(n if isinstance(n, int) else self.size(n) for n in value.shape)
-
-    def example(self, value: Any) -> tuple[int, ...]:
-        """Shape of a fake tensor for the example input."""
-        return tuple(n if isinstance(n, int) else int(n.node.hint or self.size(n)) for n in value.shape)
+        return tuple(n if type(n) is int else self.size(n).number for n in value.shape)
 
     def of(self, node: Node) -> tuple[int, ...]:
         """Representative shape of a node's single result."""
@@ -54,13 +65,13 @@ class Shapes:
 
     def rank(self, node: Node) -> int:
         """Number of axes of a node's result."""
-        return len(node.meta["val"].shape)
+        return int(node.meta["val"].dim())
 
     def contiguous(self, value: Any) -> bool:
         """Whether the strides of a fake tensor are those of its sizes, the last axis fastest."""
         expected = 1
         for size, stride in zip(reversed(self.shape(value)), reversed(value.stride()), strict=True):
-            if size != 1 and self.size(stride) != expected:
+            if size != 1 and self.size(stride).number != expected:
                 return False
             expected *= size
         return True
@@ -69,7 +80,7 @@ class Shapes:
         """An int, a symbolic int or a node that computes one, as a number."""
         if isinstance(value, Node):
             value = value.meta["val"]
-        return value if isinstance(value, (int, float)) or value is None else self.size(value)
+        return value if isinstance(value, (int, float)) or value is None else self.size(value).number
 
 
 _PRIMES = (1009, 1013, 1019, 1021, 1031, 1033, 1039, 1049, 1051, 1061, 1063, 1069)

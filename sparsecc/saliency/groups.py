@@ -102,7 +102,7 @@ class Saliency:
             raise InvalidOption(f"{group.name}: {self.criterion.unknown}")
         if self.criterion.joint:
             return NORMALISERS[self.normaliser](self.criterion.finish(np.sum(rows, axis=0)))
-        finished = np.stack([self.criterion.finish(row) for row in rows])
+        finished = np.array([self.criterion.finish(row) for row in rows])
         return NORMALISERS[self.normaliser](REDUCTIONS[self.reduction](finished))
 
     def knows(self, group: Group) -> bool:

@@ -31,8 +31,8 @@ _CHUNK = 1 << 17
 
 
 def _double(sums: torch.Tensor) -> Scores:
-    found: Scores = sums.double().cpu().numpy()
-    return found
+    """Sums in a type that numpy has, as float64."""
+    return sums.cpu().numpy().astype(np.float64)
 
 
 def _summed(values: torch.Tensor, kept: int) -> torch.Tensor:
@@ -105,7 +105,7 @@ class Lp(Criterion):
             firsts = _double(self._rows(weight))
             return [firsts for _ in axes]
         first, rest = self._sums(weight, rows=0 in axes)
-        inner = rest.reshape(weight.shape[1:])
+        inner = rest if weight.dim() == 2 else rest.reshape(weight.shape[1:])
         return [_double(first if axis == 0 else _summed(inner, axis - 1)) for axis in axes]
 
     def _sums(self, weight: torch.Tensor, *, rows: bool) -> tuple[torch.Tensor, torch.Tensor]:
@@ -163,7 +163,8 @@ class LInf(Criterion):
         if not weight.numel():
             return [np.zeros(weight.shape[axis]) for axis in axes]
         sizes = weight.detach().abs()
-        return [_double(sizes.movedim(axis, 0).reshape(sizes.shape[axis], -1).amax(1)) for axis in axes]
+        flat = (sizes.movedim(axis, 0).reshape(sizes.shape[axis], -1) for axis in axes)
+        return [_double(rows.amax(1).double()) for rows in flat]
 
 
 class L1(Lp):
