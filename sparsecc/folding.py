@@ -55,7 +55,7 @@ def folding(analysis: Analysis) -> Folding:
         ends = _ends(view, made, _reached(made, derived))
         if all(results.computed(made, value) for value in ends):
             break  # what cannot be computed alone is left to the model; what it reads can be stored
-    taken = {*view.names, *view.weights, *view.tied, *(v.name for c in view.calls for v in c.outputs)}
+    taken = {*view.names(), *view.weights, *view.tied, *(v.name for c in view.calls for v in c.outputs)}
     names: dict[tuple[object, ...], str] = {}
     for value in ends:
         sources = _sources(made, value)

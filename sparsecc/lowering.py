@@ -159,7 +159,9 @@ def _constant_actions(analysis: Analysis, keeps: Keeps) -> list[Take | Renumber]
             sizes, places = [resolve(t).size for t in axes], [keeps.indices(t) for t in axes]
             found = _Use(call, index, sizes, places, _renumbered(analysis, call, index, keeps))
             uses.setdefault(value.weight, []).append(found)
-    cut = {n: us for n, us in uses.items() if any(part is not None for u in us for part in (*u.places, u.values))}
+    cut = {
+        n: us for n, us in uses.items() if any(part is not None for u in us for part in (*u.places, u.values))
+    }
     if not cut:
         return []
     readers = Counter(v.weight for call in analysis.view.calls for v in call.inputs if v is not None)

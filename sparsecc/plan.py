@@ -25,7 +25,7 @@ Indices = npt.NDArray[np.int64]
 Array = npt.NDArray[Any]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Take:
     """Keep ``indices`` (in this order) of ``axis`` of a weight of ``size`` positions there.
 
@@ -40,7 +40,7 @@ class Take:
     arrays: ClassVar[tuple[str, ...]] = ("indices",)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Mask:
     """Zero the positions of a weight where ``keep`` is False; shape of the weight."""
 
@@ -49,7 +49,7 @@ class Mask:
     arrays: ClassVar[tuple[str, ...]] = ("keep",)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Write:
     """Replace the values of a weight before anything is taken from it; shape of the weight."""
 
@@ -58,7 +58,7 @@ class Write:
     arrays: ClassVar[tuple[str, ...]] = ("values",)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Renumber:
     """New numbers in a constant that holds positions of an axis which shrinks; shape of the constant.
 
@@ -72,7 +72,7 @@ class Renumber:
     arrays: ClassVar[tuple[str, ...]] = ("values",)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class SetShape:
     """New sizes where a node spells a shape out; None leaves an entry, -1 infers it."""
 
@@ -81,7 +81,7 @@ class SetShape:
     arrays: ClassVar[tuple[str, ...]] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class SetAttr:
     """A new value for an attribute of a node (groups, split sizes, slice bounds, a pinned scale)."""
 
@@ -91,7 +91,7 @@ class SetAttr:
     arrays: ClassVar[tuple[str, ...]] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class SetModule:
     """A new value for a Python attribute of a module (``out_channels``, ``config.hidden_size``, ...)."""
 
@@ -101,7 +101,7 @@ class SetModule:
     arrays: ClassVar[tuple[str, ...]] = ()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Bypass:
     """Replace the value ``output`` by the value ``source``: the branch between them adds nothing.
 
@@ -115,7 +115,7 @@ class Bypass:
     arrays: ClassVar[tuple[str, ...]] = ()
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Fold:
     """Store the value ``output``, which is computed from parameters alone, as the parameter ``parameter``.
 
@@ -130,7 +130,7 @@ class Fold:
     arrays: ClassVar[tuple[str, ...]] = ("values", "exact")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Replace:
     """Put ``identity`` or ``relu`` in the place of a module, or ``nothing``: then it leaves its list."""
 
@@ -145,7 +145,7 @@ _ACTIONS: dict[str, type[Any]] = {
 }
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Decision:
     """What a pass kept of a group, and who decided: kept index -> original index, in the new order."""
 
@@ -155,7 +155,7 @@ class Decision:
     by: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Skip:
     """Something a pass left alone, and why."""
 
@@ -163,7 +163,7 @@ class Skip:
     reason: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Pattern:
     """What a pattern of zeros made of a weight, whose product sums along ``axis``.
 

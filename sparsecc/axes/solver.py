@@ -244,10 +244,7 @@ class Solver:
         return found
 
     def _is_static(self, call: Call) -> bool:
-        for value in call.inputs:  # the first one is nearly always computed
-            if value is not None and not self.static(value):
-                return False
-        return True
+        return all(v is None or self.static(v) for v in call.inputs)
 
     def _reads_weights(self, call: Call) -> bool:
         return any(v is not None and (v.kind == "weight" or v in self._trained) for v in call.inputs)

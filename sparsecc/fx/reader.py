@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -90,7 +90,7 @@ class _Reader:
             tied=self.program.tied,
             parameters=self.program.parameters | self.coded.keys(),
             semantics=ProgramSemantics(self.program, self.values, self._weight),
-            names=self._names(),
+            names=self._names,
         )
 
     def unneeded(self, view: View) -> View:
@@ -102,10 +102,11 @@ class _Reader:
                 self._call(node)
         return replace(view, calls=self.calls, inputs=[], outputs=[])
 
-    def _names(self) -> frozenset[str]:
+    def _names(self) -> Iterator[str]:
         program, module = self.program, self.program.module
-        inside = () if module is None else (*dict(module.named_modules()), *module.state_dict())
-        return frozenset((*program.weights, *program.tied, *inside))
+        yield from (*program.weights, *program.tied)
+        if module is not None:
+            yield from (*dict(module.named_modules()), *module.state_dict())
 
     def _weight(self, name: str) -> torch.Tensor:
         tensor = self.program.weights[self.program.tied.get(name, name)]

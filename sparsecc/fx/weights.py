@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -17,15 +17,19 @@ class Scratch:
     """Memory for what is thrown away again: new pages cost as much as what is written into them."""
 
     def __init__(self) -> None:
-        self._buffers: dict[torch.dtype, torch.Tensor] = {}
+        self._buffer = torch.empty(0, dtype=torch.uint8)
+        self._tensors: dict[tuple[tuple[int, ...], torch.dtype], torch.Tensor] = {}
 
-    def tensor(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    def tensor(self, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
         """Memory in the CPU's, with any contents, until the next call."""
-        count = math.prod(shape)
-        buffer = self._buffers.get(dtype)
-        if buffer is None or buffer.numel() < count:
-            buffer = self._buffers[dtype] = torch.empty(count, dtype=dtype)
-        return buffer[:count].view(shape)
+        found = self._tensors.get((shape, dtype))
+        if found is None:
+            count = math.prod(shape) * dtype.itemsize
+            if self._buffer.numel() < count:
+                self._tensors.clear()
+                self._buffer = torch.empty(count, dtype=torch.uint8)
+            found = self._tensors[shape, dtype] = self._buffer[:count].view(dtype).view(shape)
+        return found
 
 
 def taken(tensor: torch.Tensor, takes: Iterable[Take], scratch: Scratch | None = None) -> torch.Tensor:

@@ -7,7 +7,7 @@ ONNX) build the same structure, so every axis rule is written once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
@@ -126,7 +126,7 @@ class View:
     ``tied`` maps every name of a weight to its canonical name (parameters that share storage are
     one parameter).  ``weight(name)`` returns the tensor without copying it; it raises
     ``UnsupportedModel`` where the model has no values (meta device).  ``semantics`` says what single
-    calls compute; without it nothing but weights counts as known.  ``names`` are taken.  ``beside`` is
+    calls compute; without it nothing but weights counts as known.  ``names()`` are taken.  ``beside`` is
     what runs on the same weights and is not part of the graph, because no output depends on it or because
     only training runs it: its axes are coupled and frozen, and nothing of it is edited.
     """
@@ -140,5 +140,5 @@ class View:
     tied: Mapping[str, str] = field(default_factory=dict)
     parameters: frozenset[str] = frozenset()
     semantics: Semantics | None = None
-    names: frozenset[str] = frozenset()
+    names: Callable[[], Iterable[str]] = tuple
     beside: tuple[View, ...] = ()

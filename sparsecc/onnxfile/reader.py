@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy.typing as npt
@@ -74,7 +75,7 @@ class _Reader:
             weight=self._tensor,
             parameters=frozenset(weights),
             semantics=ModelSemantics(self.model, self.shapes),
-            names=frozenset(every_name(self.model.proto)),
+            names=partial(every_name, self.model.proto),
         )
 
     def _stored(self, name: str) -> npt.NDArray[Any] | None:
