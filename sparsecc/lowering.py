@@ -134,6 +134,11 @@ class _Use:
     places: list[Places | None]
     values: npt.NDArray[np.int64] | None
 
+    @property
+    def changed(self) -> bool:
+        """Whether it is another constant than it was."""
+        return any(part is not None for part in (*self.places, self.values))
+
     def same(self, other: _Use) -> bool:
         """Whether two uses need the same constant."""
         return all(
@@ -159,9 +164,7 @@ def _constant_actions(analysis: Analysis, keeps: Keeps) -> list[Take | Renumber]
             sizes, places = [resolve(t).size for t in axes], [keeps.indices(t) for t in axes]
             found = _Use(call, index, sizes, places, _renumbered(analysis, call, index, keeps))
             uses.setdefault(value.weight, []).append(found)
-    cut = {
-        n: us for n, us in uses.items() if any(part is not None for u in us for part in (*u.places, u.values))
-    }
+    cut = {name: every for name, every in uses.items() if any(use.changed for use in every)}
     if not cut:
         return []
     readers = Counter(v.weight for call in analysis.view.calls for v in call.inputs if v is not None)

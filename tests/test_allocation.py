@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -142,3 +143,20 @@ def test_a_global_budget_is_not_exceeded(
         assert mask.all() or mask.sum() % multiple_of == 0
         ranks = given_scores[group.name]
         assert mask.all() or ranks[~mask].max() <= ranks[mask].min()
+
+
+@pytest.mark.parametrize("name", ["vision_transformer", "transformer_encoder_layer", "residual_projection"])
+def test_a_plan_of_several_passes_reads_every_weight_once(name: str) -> None:
+    model, inputs = CASES[name].make()
+    analysis = TorchSubject(model, inputs).analysis
+    read: Counter[str] = Counter()
+    weight = analysis.view.weight
+
+    def counted(asked: str) -> torch.Tensor:
+        read[asked] += 1
+        return weight(asked)
+
+    analysis.view.weight = counted
+    plan = decide(analysis, [ChannelPruning(), HeadPruning(head_dims=True), ChannelPruning(sparsity=0.25)])
+    assert plan
+    assert set(read.values()) == {1}

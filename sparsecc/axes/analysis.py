@@ -348,7 +348,7 @@ class Keeps:
         if is_reordered(root, self.orders):
             return kept_places(root, self.chosen, self.orders, self._sizes)
         mask = self.mask(root)
-        return None if mask is None else np.flatnonzero(mask)
+        return None if mask is None else mask.nonzero()[0]
 
     def masks(self, axes: Iterable[Term]) -> list[Keep | None]:
         """Masks of several axes."""

@@ -125,6 +125,9 @@ def reshaped(
                     raise ValueError(f"{tuple(sizes)} cannot be seen as {tuple(shape)}")
                 want *= shape[j]
                 j += 1
+        if i - first == j - start == 1:
+            out.append(x[first])
+            continue
         varying = [a for k in range(first, i) if dynamic[0][k] for a in _varying(x[k])]
         parts = s.factors(product(x[first:i]), shape[start:j])
         if i - first > 1 and _cuts(varying, parts, dynamic[1][start:j]):
