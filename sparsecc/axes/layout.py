@@ -125,7 +125,7 @@ def reshaped(
                     raise ValueError(f"{tuple(sizes)} cannot be seen as {tuple(shape)}")
                 want *= shape[j]
                 j += 1
-        if i - first == j - start == 1:
+        if i - first == j - start == 1 and resolve(x[first]).kind == "atom":
             out.append(x[first])
             continue
         varying = [a for k in range(first, i) if dynamic[0][k] for a in _varying(x[k])]

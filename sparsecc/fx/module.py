@@ -156,7 +156,8 @@ def module_actions(program: Program, view: View, plan: Plan, keeps: Keeps) -> li
         own = {n: shapes[prefix + n] for n, _ in _own_tensors(child)}
         own |= _parametrized(child, prefix, shapes)
         known = literals.get(path, {})
-        rule = _rule(type(child))
+        kind: Any = type(child)
+        rule = _rule(kind)
         if rule is _features and own.keys().isdisjoint(("weight", "running_mean")) and path in read():
             own["input"] = read()[path]
         changed: dict[str, Any] = {}
