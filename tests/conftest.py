@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, settings
 from benchmarks.zoo.torchvision_ops import define
 
 torch.set_num_threads(1)
+os.environ["SPARSECC_KERNELS"] = "off"  # tests build what they test, and leave nothing behind
 define()  # transformers imports torchvision where it is installed
 
 _SLOW = (HealthCheck.too_slow, HealthCheck.data_too_large)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from sparsecc.errors import InvalidModel, InvalidOption, SparseccError, TargetRefused, TargetUnavailable
-from sparsecc.targets.cuda import build, generate
+from sparsecc.targets.cuda import generate, kept
 from sparsecc.targets.cuda.build import Kernel, build_gemm
 from sparsecc.targets.cuda.config import ARCHES, TILES, WGMMA_TILES, Epilogue, KernelConfig, default_config
 from sparsecc.targets.cuda.nvrtc import compile_source
@@ -173,8 +173,8 @@ def test_launches() -> None:
 def test_equal_kernels_are_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
     config, problem = default_config("batch8"), Problem(64, 256)
     first = build_gemm(config, problem, ["sm_80"])
-    monkeypatch.setattr(build, "gemm_source", None)
-    monkeypatch.setattr(build, "compile_source", None)
+    monkeypatch.setattr(kept, "gemm_source", None)
+    monkeypatch.setattr(kept, "compile_source", None)
     assert build_gemm(default_config("batch8"), Problem(64, 256), ["sm_80"]).images == first.images
 
 

@@ -4,7 +4,7 @@
     launch = kernel.launch(tokens=512)     # grid, block, shared memory, integer arguments
     kernel.images["sm_80"].cubin           # machine code; kernel.ptx for later architectures
 
-Equal configurations and sizes are built once in a process.
+Equal configurations and sizes are built once on a machine (``sparsecc.targets.cuda.kept``).
 """
 
 from __future__ import annotations
@@ -12,16 +12,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from typing import Any
 
 from sparsecc.errors import InvalidModel, InvalidOption, TargetRefused
 from sparsecc.targets.cuda.config import ARCHES, OUTPUT_BYTES, KernelConfig
-from sparsecc.targets.cuda.generate import gemm_source
 from sparsecc.targets.cuda.grid import grid, grid_rule
-from sparsecc.targets.cuda.nvrtc import Compiled, compile_source
+from sparsecc.targets.cuda.kept import compiled, source
 from sparsecc.targets.cuda.problem import Problem
-from sparsecc.targets.cuda.tvm_build import Source
 
 FORMAT = 1
 """Version of the manifest of a kernel."""
@@ -189,22 +186,14 @@ def build_gemm(config: KernelConfig, problem: Problem, arches: Sequence[str] = (
         raise TargetRefused(
             f"kernel {config.tile_name} ({config.dtype}) cannot run on " + "; ".join(refusals)
         )
-    source = source_for(config, problem)
-    compiled = [_compiled(source.text, arch) for arch in ordered]
+    made = source(config, problem, kernel_name(config, problem))
+    built = [compiled(made.text, arch) for arch in ordered]
     images = {
         done.arch: Image(done.arch, done.cubin, done.registers, done.spills, done.stack, done.serialized)
-        for done in compiled
+        for done in built
     }
-    oldest = compiled[0]
-    return Kernel(
-        config, problem, source.entry, source.parameters, source.text, oldest.ptx, oldest.arch, images
-    )
-
-
-@cache
-def source_for(config: KernelConfig, problem: Problem) -> Source:
-    """The CUDA source of a kernel, generated once; no compiler is needed."""
-    return gemm_source(config, problem, name=kernel_name(config, problem))
+    oldest = built[0]
+    return Kernel(config, problem, made.entry, made.parameters, made.text, oldest.ptx, oldest.arch, images)
 
 
 def kernel_name(config: KernelConfig, problem: Problem) -> str:
@@ -230,11 +219,6 @@ def kernel_name(config: KernelConfig, problem: Problem) -> str:
         }
         parts += [key + "x".join(map(str, sizes)) for key, sizes in named.items()]
     return "_".join(parts)
-
-
-@cache
-def _compiled(text: str, arch: str) -> Compiled:
-    return compile_source(text, arch)
 
 
 def _require(**sizes: int) -> None:

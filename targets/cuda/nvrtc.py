@@ -48,12 +48,7 @@ def compile_source(source: str, arch: str, *, name: str = "kernel.cu") -> Compil
     Raises ``TargetUnavailable`` where the wheels are missing, ``SparseccError`` with the compiler's log where
     the source does not compile.
     """
-    options = [
-        f"--gpu-architecture={arch}",
-        "--std=c++17",
-        "--ptxas-options=-v",
-        *(f"--include-path={folder}" for folder in include_paths()),
-    ]
+    options = [*flags(arch), *(f"--include-path={folder}" for folder in include_paths())]
     program = _Program(_library(), source, name)
     try:
         log = program.compile(options)
@@ -73,6 +68,11 @@ def compile_source(source: str, arch: str, *, name: str = "kernel.cu") -> Compil
         static_shared=sum(map(int, _STATIC.findall(log))),
         serialized="wgmma" in log and "serialized" in log,
     )
+
+
+def flags(arch: str) -> list[str]:
+    """What NVRTC is told beside where headers are."""
+    return [f"--gpu-architecture={arch}", "--std=c++17", "--ptxas-options=-v"]
 
 
 def version() -> str:
