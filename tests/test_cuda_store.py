@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
+from sparsecc.errors import SparseccError
 from sparsecc.targets.cuda import kept, store
-from sparsecc.targets.cuda.build import Kernel, build_gemm
+from sparsecc.targets.cuda.build import Kernel, Wanted, build_gemm, build_gemms
 from sparsecc.targets.cuda.config import Epilogue, default_config
 from sparsecc.targets.cuda.nvrtc import Compiled
 from sparsecc.targets.cuda.problem import Problem
@@ -257,3 +258,35 @@ def test_switched_off_leaves_nothing(
 def test_the_digest_is_of_the_text_that_generates() -> None:
     assert len(kept._package_digest()) == 64
     assert kept._versions("torch", "no-such-distribution")["no-such-distribution"] == ""
+
+
+def test_many_kernels_are_built_at_once_and_each_once(here: Path, stand_ins: dict[str, int]) -> None:
+    """In order, whatever repeats, and the same as one by one."""
+    asked = [
+        Wanted(default_config(tile), Problem(64, k), arches)
+        for tile, k, arches in (
+            ("small", 64, ("sm_90", "sm_80")),
+            ("batch8", 128, ("sm_80",)),
+            ("small", 64, ("sm_80",)),
+            ("small", 128, ("sm_86", "sm_86")),
+        )
+    ]
+    found = build_gemms(asked)
+    assert stand_ins == {"source": 3, "compiled": 4}
+    assert [list(kernel.images) for kernel in found] == [["sm_80", "sm_90"], ["sm_80"], ["sm_80"], ["sm_86"]]
+    assert [(kernel.config, kernel.problem) for kernel in found] == [(w.config, w.problem) for w in asked]
+    for one, kernel in zip(asked, found, strict=True):
+        assert build_gemm(one.config, one.problem, one.arches).files() == kernel.files()
+
+
+def test_a_compilation_that_fails_beside_others_is_the_error(
+    here: Path, stand_ins: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compile_source(text: str, arch: str) -> Compiled:
+        if arch == "sm_86":
+            raise SparseccError("NVRTC cannot compile this")
+        return Compiled(arch, b"code", "ptx", 40, 0, 8, 0, True)
+
+    monkeypatch.setattr(kept, "compile_source", compile_source)
+    with pytest.raises(SparseccError, match="cannot compile this"):
+        build_gemms([Wanted(default_config("small"), Problem(64, 64), ("sm_80", "sm_86", "sm_90"))])

@@ -10,7 +10,9 @@ Equal configurations and sizes are built once on a machine (``sparsecc.targets.c
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,10 +20,15 @@ from sparsecc.errors import InvalidModel, InvalidOption, TargetRefused
 from sparsecc.targets.cuda.config import ARCHES, OUTPUT_BYTES, KernelConfig
 from sparsecc.targets.cuda.grid import grid, grid_rule
 from sparsecc.targets.cuda.kept import compiled, source
+from sparsecc.targets.cuda.nvrtc import Compiled
 from sparsecc.targets.cuda.problem import Problem
+from sparsecc.targets.cuda.tvm_build import Source
 
 FORMAT = 1
 """Version of the manifest of a kernel."""
+
+_AT_A_TIME = min(8, os.cpu_count() or 1)
+"""Compilations at one time; each takes some 150 MB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,30 +177,61 @@ class Kernel:
             raise InvalidModel(f"a kernel manifest is incomplete: {error!r}") from error
 
 
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One kernel to be built for some architectures."""
+
+    config: KernelConfig
+    problem: Problem
+    arches: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if not self.arches:
+            raise InvalidOption("at least one architecture is needed")
+        refusals = [f"{arch}: {why}" for arch in self.arches if (why := self.config.refusal(arch))]
+        if refusals:
+            config = self.config
+            raise TargetRefused(
+                f"kernel {config.tile_name} ({config.dtype}) cannot run on " + "; ".join(refusals)
+            )
+
+
 def build_gemm(config: KernelConfig, problem: Problem, arches: Sequence[str] = ("sm_80", "sm_90")) -> Kernel:
     """Generate and compile a kernel for every architecture of ``arches``.
 
     Raises ``TargetRefused`` with every architecture that cannot run it and why, ``InvalidOption`` for an
     unknown one, ``TargetUnavailable`` where TVM or NVRTC is missing.
     """
-    ordered = tuple(
-        sorted(dict.fromkeys(arches), key=list(ARCHES).index if set(arches) <= set(ARCHES) else str)
-    )
-    if not ordered:
-        raise InvalidOption("at least one architecture is needed")
-    refusals = [f"{arch}: {why}" for arch in ordered if (why := config.refusal(arch))]
-    if refusals:
-        raise TargetRefused(
-            f"kernel {config.tile_name} ({config.dtype}) cannot run on " + "; ".join(refusals)
-        )
-    made = source(config, problem, kernel_name(config, problem))
-    built = [compiled(made.text, arch) for arch in ordered]
+    return build_gemms([Wanted(config, problem, tuple(arches))])[0]
+
+
+def build_gemms(wanted: Iterable[Wanted]) -> list[Kernel]:
+    """The kernels in order; raises what ``build_gemm`` raises.
+
+    Machine code is made on all cores (NVRTC runs outside of Python's lock) while TVM writes the next sources.
+    """
+    made: list[tuple[Wanted, Source]] = []
+    jobs: dict[tuple[str, str], Future[Compiled]] = {}
+    with ThreadPoolExecutor(_AT_A_TIME) as pool:
+        for one in wanted:
+            text = source(one.config, one.problem, kernel_name(one.config, one.problem))
+            made.append((one, text))
+            for arch in one.arches:
+                if (text.text, arch) not in jobs:
+                    jobs[text.text, arch] = pool.submit(compiled, text.text, arch)
+    return [_kernel(one, text, [jobs[text.text, arch].result() for arch in one.arches]) for one, text in made]
+
+
+def _kernel(wanted: Wanted, text: Source, built: Sequence[Compiled]) -> Kernel:
+    ordered = sorted(built, key=lambda done: list(ARCHES).index(done.arch))
     images = {
         done.arch: Image(done.arch, done.cubin, done.registers, done.spills, done.stack, done.serialized)
-        for done in built
+        for done in ordered
     }
-    oldest = built[0]
-    return Kernel(config, problem, made.entry, made.parameters, made.text, oldest.ptx, oldest.arch, images)
+    first = ordered[0]
+    return Kernel(
+        wanted.config, wanted.problem, text.entry, text.parameters, text.text, first.ptx, first.arch, images
+    )
 
 
 def kernel_name(config: KernelConfig, problem: Problem) -> str:

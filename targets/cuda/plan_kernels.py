@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
 from sparsecc.errors import InvalidOption
+from sparsecc.targets.cuda.build import Wanted
 from sparsecc.targets.cuda.config import ARCHES, KernelConfig, default_config, tile_for
 from sparsecc.targets.cuda.layers import Layer
 from sparsecc.targets.cuda.problem import Problem
@@ -28,15 +29,6 @@ _WARPGROUP = {"large": "wgmma128", "medium": "wgmma64"}
 """What Hopper gets beside a tile: one for warpgroups, of the same number of tokens."""
 _FEWEST_PIXELS = 17
 """Kernels for images have no tiles for fewer pixels than this."""
-
-
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """One kernel to be built."""
-
-    config: KernelConfig
-    problem: Problem
-    arches: tuple[str, ...]
 
 
 def element_of(layer: Layer, asked: str | None) -> str:

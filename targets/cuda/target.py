@@ -24,7 +24,6 @@ from sparsecc.targets.cuda.choice import CHOICES, Choice, choose
 
 if TYPE_CHECKING:
     from sparsecc.onnxfile.model import OnnxFile
-    from sparsecc.targets.cuda.build import Kernel
     from sparsecc.targets.cuda.executor import TorchExecutor
     from sparsecc.targets.cuda.layers import Layer
 
@@ -55,10 +54,11 @@ class _Cuda(Target):
         """
         from sparsecc.onnxfile.model import OnnxFile as File
         from sparsecc.onnxfile.shapes import infer
+        from sparsecc.targets.cuda.build import build_gemms
         from sparsecc.targets.cuda.launch import FOLDER, KERNELS
         from sparsecc.targets.cuda.layers import find_layers
         from sparsecc.targets.cuda.listing import LAYERS
-        from sparsecc.targets.cuda.plan_kernels import element_of
+        from sparsecc.targets.cuda.plan_kernels import element_of, wanted
         from sparsecc.targets.cuda.rewrite import rewritten
         from sparsecc.targets.cuda.tune import meter
         from sparsecc.targets.onnx import onnx_members
@@ -72,11 +72,22 @@ class _Cuda(Target):
             choose(layer, self.name, self.choose, element_of(layer, spec.dtype), measure) for layer in layers
         ]
         sparse = [layer for layer, choice in zip(layers, choices, strict=True) if choice.sparse]
-        kernels = {
-            layer.output: self._kernels(layer, spec, choice.tile, any(shapes.get(layer.output).dynamic))
+        plans = {
+            layer.output: list(
+                wanted(
+                    layer,
+                    spec.dtype,
+                    self.name,
+                    varies=any(shapes.get(layer.output).dynamic),
+                    best=choice.tile,
+                )
+            )
             for layer, choice in zip(layers, choices, strict=True)
             if choice.sparse
         }
+        every = [one for plan in plans.values() for one in plan]
+        made = dict(zip(every, build_gemms(every), strict=True))
+        kernels = {output: [made[one] for one in plan] for output, plan in plans.items()}
         keys = {output: [kernel.entry for kernel in built] for output, built in kernels.items()}
         proto = rewritten(file, sparse, keys, spec.dtype)
         built = {kernel.entry: kernel for found in kernels.values() for kernel in found}
@@ -100,15 +111,6 @@ class _Cuda(Target):
                 **(members or {}),
             },
         )
-
-    def _kernels(self, layer: Layer, spec: TargetSpec, best: str, varies: bool) -> list[Kernel]:
-        from sparsecc.targets.cuda.build import build_gemm
-        from sparsecc.targets.cuda.plan_kernels import wanted
-
-        return [
-            build_gemm(one.config, one.problem, one.arches)
-            for one in wanted(layer, spec.dtype, self.name, varies=varies, best=best)
-        ]
 
     def listing(self, artifact: Artifact) -> list[dict[str, str]]:
         """Per layer: what was chosen and why, and what its kernels take."""
