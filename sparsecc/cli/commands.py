@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 
 _PRUNING = ("capture", "analyse", "plan", "edit", "verify", "time", "write")
+_TUNED = ("choose=measured",)
 _COMPILING = ("capture", "analyse", "plan", "edit", "verify", "lower", "check", "time", "write")
 
 
@@ -270,6 +271,9 @@ def _produce(
     metavar="NAME=VALUE",
     help="An option of the target, as choose=always.",
 )
+@click.option(
+    "--tune", is_flag=True, help="Measure layers on the GPU at hand and remember: --option choose=measured."
+)
 @command(*_COMPILING)
 def compile_model(
     run: Run,
@@ -282,6 +286,7 @@ def compile_model(
     target: str,
     recipe: str | None,
     chosen: tuple[str, ...],
+    tune: bool,
     latency: bool,
     saliency: str,
     calibration: tuple[str, ...],
@@ -304,7 +309,7 @@ def compile_model(
         options: dict[str, Any] = {
             "target": target,
             "recipe": recipe,
-            "options": dict(text.split("=", 1) for text in chosen),
+            "options": dict(text.split("=", 1) for text in (*chosen, *_TUNED * tune)),
             "latency": latency,
             "verify": not no_verify,
             "saliency": saliency,

@@ -22,6 +22,7 @@ from sparsecc.targets.cuda.grid import grid, grid_rule
 from sparsecc.targets.cuda.kept import compiled, source
 from sparsecc.targets.cuda.nvrtc import Compiled
 from sparsecc.targets.cuda.problem import Problem
+from sparsecc.targets.cuda.roofline import traffic
 from sparsecc.targets.cuda.tvm_build import Source
 
 FORMAT = 1
@@ -108,11 +109,14 @@ class Kernel:
 
     def traffic(self, tokens: int) -> int:
         """Bytes that have to cross from and to memory for ``tokens`` rows, each once."""
-        config, out, k = self.config, self.problem.out, self.problem.k
-        packed_rows, packed_k = 16 * self.problem.row_tiles, 64 * self.problem.units
-        weights = packed_rows * packed_k // 2 * config.element.bytes + packed_rows * packed_k // 8
-        outputs = out * OUTPUT_BYTES[config.out_dtype] * (2 if config.epilogue.residual else 1)
-        return weights + tokens * (k * config.element.bytes + outputs)
+        config = self.config
+        return traffic(
+            self.problem,
+            tokens,
+            element=config.element.bytes,
+            output=OUTPUT_BYTES[config.out_dtype],
+            residual=config.epilogue.residual,
+        )
 
     def manifest(self) -> dict[str, Any]:
         """Plain data that describes the kernel; ``files`` has what belongs to it."""

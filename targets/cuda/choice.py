@@ -3,8 +3,9 @@
 The ratios are of cuSPARSELt over cuBLASLt with algorithm search, square products in 16-bit floats and in int8
 (SlideSparse, arXiv 2603.05232, published measurements of January 2026; torch 2.9, CUDA 12.9).  What was not
 measured there is interpolated in the logarithm of the product's size, and nothing is said to be faster
-than the largest product measured.  For int8 on GPUs that were not measured the slower of those that were
-decides.  The kernels of this package have not been measured on hardware.
+than the largest product measured, or than the bytes that it moves allow (``roofline``).  For int8 on GPUs
+that were not measured the slower of those that were decides.  The kernels of this package have not been
+measured on hardware.
 """
 
 from __future__ import annotations
@@ -16,7 +17,11 @@ from types import MappingProxyType
 import numpy as np
 
 from sparsecc.errors import InvalidOption
+from sparsecc.targets.cuda.config import ELEMENTS, OUTPUT_BYTES
 from sparsecc.targets.cuda.layers import Layer
+from sparsecc.targets.cuda.plan_kernels import OUTPUTS
+from sparsecc.targets.cuda.problem import Problem
+from sparsecc.targets.cuda.roofline import GPUS, roof
 from sparsecc.targets.cuda.tune import Meter, Times
 
 CHOICES = ("modelled", "measured", "always")
@@ -109,10 +114,29 @@ def choose(layer: Layer, arch: str, how: str, dtype: str = "fp16", measure: Mete
     if times is not None:
         why = f"{times.ratio:.2f}x measured: {times.dense:.1f} us dense, {_best(times)}"
         return made(times.ratio > 1.0, times.ratio, why, times.best)
-    curve = (INT8_CURVES if dtype == "int8" else CURVES)[arch]
-    expected = curve.at(layer.flops)
-    why = f"{expected:.2f}x expected at {layer.flops / 1e9:.3g} GFLOP (cuSPARSELt on {curve.gpu})"
+    expected, why = _modelled(layer, arch, dtype)
     return made(expected > 1.0, expected, ("not measured here; " if how == "measured" else "") + why)
+
+
+def _modelled(layer: Layer, arch: str, dtype: str) -> tuple[float, str]:
+    """The lower of what was published for a product of this size and of what bytes and peaks allow."""
+    curve, gpu = (INT8_CURVES if dtype == "int8" else CURVES)[arch], GPUS[arch]
+    dense, sparse = (
+        roof(
+            gpu,
+            Problem(layer.out, layer.k, conv=layer.conv),
+            layer.rows,
+            element=ELEMENTS[dtype].bytes,
+            output=OUTPUT_BYTES[OUTPUTS[layer.matrix.dtype]],
+            residual=layer.epilogue.residual,
+            sparse=sparse,
+        )
+        for sparse in (False, True)
+    )
+    known, allowed = curve.at(layer.flops), dense.microseconds / sparse.microseconds
+    if allowed < known:
+        return allowed, f"{allowed:.2f}x at most: {dense.limit} limits the dense product ({gpu.name})"
+    return known, f"{known:.2f}x expected at {layer.flops / 1e9:.3g} GFLOP (cuSPARSELt on {curve.gpu})"
 
 
 def _best(times: Times) -> str:

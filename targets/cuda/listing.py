@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from sparsecc.artifact import Artifact
 from sparsecc.errors import InvalidModel
+from sparsecc.target import TargetSpec
 from sparsecc.targets.cuda.build import Kernel
+from sparsecc.targets.cuda.config import OUTPUT_BYTES
 from sparsecc.targets.cuda.launch import chosen, device_for, kernels_of
+from sparsecc.targets.cuda.roofline import GPUS, Gpu, Roof, roof
 
 LAYERS = "layers.json"
 
@@ -23,35 +27,58 @@ def layers_of(artifact: Artifact) -> list[dict[str, Any]]:
 
 
 def rows(artifact: Artifact) -> list[dict[str, str]]:
-    """A table: the kernel named is the one for the layer's own number of rows."""
+    """A table: the kernel named is the one for the layer's own number of rows.
+
+    ``at least`` is its roof on the GPU that the target is named for, see ``sparsecc.targets.cuda.roofline``.
+    """
     kernels = kernels_of(artifact)
+    gpu = GPUS[TargetSpec.parse(artifact.target).arch]
     found = []
     for entry in layers_of(artifact):
-        own = [kernels[name] for name in entry["kernels"] if name in kernels]
-        kernel = chosen(own, max(1, entry["rows"])) if own else None
+        kernel = _kernel(kernels, entry)
         found.append(
             {
                 "weight": entry["weight"],
                 "size": f"{entry['out']} x {entry['k']}",
                 "rows": str(entry["rows"]),
                 "runs": f"2:4 {entry['dtype']}" if entry["sparse"] else "dense",
-                **_of_kernel(kernel, entry),
+                **_of_kernel(kernel, entry, gpu),
                 "why": entry["why"],
             }
         )
     return found
 
 
-def _of_kernel(kernel: Kernel | None, entry: dict[str, Any]) -> dict[str, str]:
+def _kernel(kernels: Mapping[str, Kernel], entry: dict[str, Any]) -> Kernel | None:
+    own = [kernels[name] for name in entry["kernels"] if name in kernels]
+    return chosen(own, max(1, entry["rows"])) if own else None
+
+
+def _of_kernel(kernel: Kernel | None, entry: dict[str, Any], gpu: Gpu) -> dict[str, str]:
     if kernel is None:
-        return {"tile": "", "registers": "", "shared": "", "reads and writes": ""}
+        return dict.fromkeys(("kernel", "tile", "registers", "shared", "reads and writes", "at least"), "")
     registers = max(image.registers for image in kernel.images.values())
+    least = _roof(kernel, entry, gpu)
     return {
+        "kernel": kernel.entry,
         "tile": kernel.config.tile_name,
         "registers": str(registers),
         "shared": f"{kernel.config.shared_bytes / 1024:.0f} KiB",
-        "reads and writes": f"{kernel.traffic(max(1, entry['rows'])) / 1e6:.3g} MB",
+        "reads and writes": f"{least.bytes / 1e6:.3g} MB",
+        "at least": f"{least.microseconds:.3g} us ({least.limit})",
     }
+
+
+def _roof(kernel: Kernel, entry: dict[str, Any], gpu: Gpu) -> Roof:
+    config = kernel.config
+    return roof(
+        gpu,
+        kernel.problem,
+        max(1, entry["rows"]),
+        element=config.element.bytes,
+        output=OUTPUT_BYTES[config.out_dtype],
+        residual=config.epilogue.residual,
+    )
 
 
 def summary(artifact: Artifact) -> list[str]:
@@ -67,6 +94,8 @@ def summary(artifact: Artifact) -> list[str]:
     notes = [
         f"{sparse} of {len(layers)} products run on sparse tensor cores" + (f"; {dense}" if dense else "")
     ]
+    if sparse:
+        notes.append(_least(artifact, layers))
     if sparse and device_for(artifact, layers).type == "cpu":
         notes.append(
             "no GPU here runs the kernels: they were compiled, the artifact was checked in its CPU form"
@@ -74,3 +103,11 @@ def summary(artifact: Artifact) -> list[str]:
     if sparse:
         notes.append("the speed of the kernels has not been measured on hardware")
     return notes
+
+
+def _least(artifact: Artifact, layers: list[dict[str, Any]]) -> str:
+    """The sum of all roofs, and of which GPU."""
+    gpu, kernels = GPUS[TargetSpec.parse(artifact.target).arch], kernels_of(artifact)
+    roofs = [_roof(kernel, entry, gpu) for entry in layers if (kernel := _kernel(kernels, entry)) is not None]
+    total = sum(one.microseconds for one in roofs)
+    return f"no GPU like the {gpu.name} runs these in less than {total:.3g} us, by its published peaks"

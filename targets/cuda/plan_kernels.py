@@ -21,7 +21,7 @@ IMAGES: dict[str, tuple[str, ...]] = {
     "sm90": ("sm_90",),
     "sm120": ("sm_120",),
 }
-_OUTPUTS = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int8: "fp32"}
+OUTPUTS = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int8: "fp32"}
 _FEW, _MANY = 16, 4096
 """Rows beside those of the representative sizes that a layer of varying size gets tiles for."""
 
@@ -70,7 +70,7 @@ def made(tile: str, layer: Layer, dtype: str) -> KernelConfig | None:
             tile,
             dtype,
             epilogue=layer.epilogue,
-            out_dtype=_OUTPUTS[layer.matrix.dtype],
+            out_dtype=OUTPUTS[layer.matrix.dtype],
             layout="rows" if layer.conv is None else "nchw",
         )
     except InvalidOption:
