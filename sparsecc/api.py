@@ -226,8 +226,7 @@ def verify(
     check_fits(plan, subject)
     progress("verify")
     if isinstance(result, Compiled):
-        executor = resolve(result.artifact.target, to_build=False)[0].executor(result.artifact)
-        return certify_artifact(subject, plan, result.artifact, executor)
+        return certify_artifact(subject, plan, result.artifact, result.start())
     adopted = subject.adopt(result.model if isinstance(result, Pruned) else result, plan)
     return certify(subject, adopted, subject.kept(plan))
 
@@ -287,8 +286,8 @@ def compile(
                 raise InvalidOption("give all inputs of the first call by position, or all by keyword")
             return build(kwargs if kwargs else args)
 
-        return Compiled(None, first_call)
-    return Compiled(build(example_inputs))
+        return Compiled(None, first_call, options=options)
+    return Compiled(build(example_inputs), options=options)
 
 
 def targets() -> TargetTable:

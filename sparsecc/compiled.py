@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,10 +32,15 @@ class Compiled:
     """
 
     def __init__(
-        self, built: Built | None, build: Callable[[tuple[Any, ...], dict[str, Any]], Built] | None = None
+        self,
+        built: Built | None,
+        build: Callable[[tuple[Any, ...], dict[str, Any]], Built] | None = None,
+        *,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
         self._built = built
         self._build = build
+        self._options = options
         self._executor: Any = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -51,7 +56,7 @@ class Compiled:
             from sparsecc.target import resolve
 
             artifact = self._ready().artifact
-            target, _ = resolve(artifact.target, to_build=False)
+            target, _ = resolve(artifact.target, self._options, to_build=False)
             self._executor = target.executor(artifact)
         return self._executor
 
@@ -88,16 +93,17 @@ class Compiled:
         self._ready().artifact.save(path)
 
 
-def load(path: str | os.PathLike[str]) -> Compiled:
+def load(path: str | os.PathLike[str], *, options: Mapping[str, Any] | None = None) -> Compiled:
     """An artifact that ``Compiled.save`` wrote, ready to run; needs no user code.
 
-    Raises InvalidModel for files that are no artifacts, TargetUnavailable where its target is not installed.
+    ``options`` are those of the target's own that say how it runs.  Raises InvalidModel for files that are no
+    artifacts, TargetUnavailable where its target is not installed, InvalidOption for options that it has not.
     """
     artifact = Artifact.load(path)
     members = {n: artifact.read(n) for n in ("plan.json", "plan.safetensors")}
     manifest = artifact.manifest
     certificate = Certificate.from_json(manifest["certificate"])
     built = Built(artifact, Plan.from_members(members), certificate, Report.from_json(manifest["report"]))
-    compiled = Compiled(built)
+    compiled = Compiled(built, options=options)
     compiled.start()  # the file may be moved or removed afterwards
     return compiled

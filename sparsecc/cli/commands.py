@@ -10,7 +10,14 @@ import click
 
 from sparsecc import __version__
 from sparsecc.cli.command import OK, REFUSED, Run, command
-from sparsecc.cli.options import MODEL, model_argument, output_options, ranking_options
+from sparsecc.cli.options import (
+    MODEL,
+    model_argument,
+    output_options,
+    ranking_options,
+    read_target_options,
+    target_options,
+)
 from sparsecc.cli.quantise import quantize
 
 if TYPE_CHECKING:
@@ -264,13 +271,7 @@ def _produce(
 @click.option("--target", default="cpu", show_default=True, help="See `sparsecc targets`.")
 @click.option("--recipe", metavar="TEXT", help="Passes to apply first (default: only lossless slimming).")
 @ranking_options
-@click.option(
-    "--option",
-    "chosen",
-    multiple=True,
-    metavar="NAME=VALUE",
-    help="An option of the target, as choose=always.",
-)
+@target_options
 @click.option(
     "--tune", is_flag=True, help="Measure layers on the GPU at hand and remember: --option choose=measured."
 )
@@ -296,11 +297,8 @@ def compile_model(
     import sparsecc
     from sparsecc.cli import render
     from sparsecc.cli.models import check_artifact_output, read_calibration, read_model
-    from sparsecc.errors import InvalidOption
 
-    if wrong := [text for text in chosen if "=" not in text]:
-        raise InvalidOption(f"--option {wrong[0]}: write NAME=VALUE, for instance choose=always")
-
+    of_target = read_target_options((*chosen, *_TUNED * tune))
     with run.progress() as stage:
         stage("capture")
         check_artifact_output(output, target)
@@ -309,7 +307,7 @@ def compile_model(
         options: dict[str, Any] = {
             "target": target,
             "recipe": recipe,
-            "options": dict(text.split("=", 1) for text in (*chosen, *_TUNED * tune)),
+            "options": of_target,
             "latency": latency,
             "verify": not no_verify,
             "saliency": saliency,
@@ -385,6 +383,7 @@ def verify(
     "--rounds", type=click.IntRange(1), default=20, show_default=True, help="Timed runs (at most 5 s)."
 )
 @click.option("--threads", type=click.IntRange(1), help="Threads within an operator.")
+@target_options
 @command("capture", "time")
 def run_artifact(
     run: Run,
@@ -394,14 +393,18 @@ def run_artifact(
     output: str | None,
     rounds: int,
     threads: int | None,
+    chosen: tuple[str, ...],
 ) -> None:
     """See the help of the command."""
     from sparsecc.cli import render
     from sparsecc.cli.running import run_once
 
+    options = read_target_options(chosen)
     with run.progress() as stage:
         stage("capture")
-        done = run_once(artifact, inputs, dims, output, rounds=rounds, threads=threads, stage=stage)
+        done = run_once(
+            artifact, inputs, dims, output, rounds=rounds, threads=threads, options=options, stage=stage
+        )
     if done.made_up:
         run.note(f"random values (seed 0) for {', '.join(done.made_up)}")
     run.show(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -78,3 +78,23 @@ def ranking_options(command: Callable[..., Any]) -> Callable[..., Any]:
     for option in reversed(_RANKING):
         command = option(command)
     return command
+
+
+def target_options(command: F) -> F:
+    """Options of a target, see ``read_target_options``."""
+    return click.option(
+        "--option",
+        "chosen",
+        multiple=True,
+        metavar="NAME=VALUE",
+        help="An option of the target, as choose=always.",
+    )(command)
+
+
+def read_target_options(chosen: Sequence[str]) -> dict[str, str]:
+    """Values by name; raises ``InvalidOption`` for what is no assignment."""
+    from sparsecc.errors import InvalidOption
+
+    if wrong := [text for text in chosen if "=" not in text]:
+        raise InvalidOption(f"--option {wrong[0]}: write NAME=VALUE, for instance choose=always")
+    return dict(text.split("=", 1) for text in chosen)

@@ -44,6 +44,7 @@ def run_once(
     *,
     rounds: int,
     threads: int | None,
+    options: Mapping[str, str],
     stage: Callable[[str], None],
 ) -> Done:
     """Run the artifact at ``path``, write the outputs if asked to, and time it."""
@@ -53,7 +54,7 @@ def run_once(
             raise InvalidOption(f"cannot write {output}: it is the artifact; choose another name")
     artifact = Artifact.load(path)
     feeds, made_up = _feeds(artifact, read_inputs(inputs), dims)
-    executor: Any = resolve(artifact.target)[0].executor(artifact, threads=threads)
+    executor: Any = resolve(artifact.target, options, to_build=False)[0].executor(artifact, threads=threads)
     named = {spec.name: feeds[spec.name] for spec in artifact.signature.inputs}
     executor(**named)  # the arguments are checked here
     found: dict[str, torch.Tensor] = executor.run_named(named)

@@ -140,4 +140,4 @@ def _modelled(layer: Layer, arch: str, dtype: str) -> tuple[float, str]:
 
 
 def _best(times: Times) -> str:
-    return f"{times.tiles[times.best]:.1f} us with tile {times.best}" if times.tiles else "no kernel fits"
+    return f"{times.tiles[times.best]:.1f} us with {times.best}" if times.tiles else "no kernel fits"

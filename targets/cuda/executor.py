@@ -16,15 +16,19 @@ from sparsecc.reference.onnx_run import Default, Runner
 from sparsecc.subject import NodeCheck
 from sparsecc.target import Executor
 from sparsecc.targets.arguments import as_torch, checked
+from sparsecc.targets.cuda import cusparselt
 from sparsecc.targets.cuda.listing import layers_of
 from sparsecc.targets.cuda.operator import DTYPES
-from sparsecc.targets.cuda.reference import KIND, rounding_bound  # also registers the graph's own operator
+from sparsecc.targets.cuda.reference import DOMAIN, KIND, rounding_bound
 
 
 class TorchExecutor(Executor):
-    """An artifact's graph on torch: on the first GPU that can run its kernels, else on the CPU."""
+    """An artifact's graph on torch: on the first GPU that can run its kernels, else on the CPU.
 
-    def __init__(self, artifact: Artifact, *, threads: int | None = None) -> None:
+    ``engine`` is tried before the kernels, see ``sparsecc.targets.cuda.cusparselt``.
+    """
+
+    def __init__(self, artifact: Artifact, *, threads: int | None = None, engine: str = "generated") -> None:
         from sparsecc.targets.cuda.launch import device_for, load_kernels
 
         self.signature = artifact.signature
@@ -38,7 +42,11 @@ class TorchExecutor(Executor):
             load_kernels(artifact, self.device)
         self._folder = tempfile.TemporaryDirectory(prefix="sparsecc-")  # weights are read from it when needed
         artifact.extract(self._folder.name, *(n for n in (MODEL, WEIGHTS) if n in artifact.members))
-        self._runner = Runner(OnnxFile.load(Path(self._folder.name, MODEL)), device=self.device)
+        file = OnnxFile.load(Path(self._folder.name, MODEL))
+        if engine == cusparselt.NAME:
+            cusparselt.require(self.device)
+            prefer(file, engine)
+        self._runner = Runner(file, device=self.device)
         self._outputs = [spec.name for spec in self.signature.outputs]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -78,3 +86,12 @@ class TorchExecutor(Executor):
             with torch.inference_mode(), self.device:
                 self._runner.run(feeds, hook=forced)
         yield from found
+
+
+def prefer(file: OnnxFile, engine: str) -> None:
+    """Put ``engine`` before the kernels of every sparse product."""
+    for node in file.proto.graph.node:
+        if (node.domain, node.op_type) == (DOMAIN, KIND):
+            for attribute in node.attribute:
+                if attribute.name == "kernels":
+                    attribute.strings[:] = [engine.encode(), *attribute.strings]

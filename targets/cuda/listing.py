@@ -41,12 +41,18 @@ def rows(artifact: Artifact) -> list[dict[str, str]]:
                 "weight": entry["weight"],
                 "size": f"{entry['out']} x {entry['k']}",
                 "rows": str(entry["rows"]),
-                "runs": f"2:4 {entry['dtype']}" if entry["sparse"] else "dense",
+                "runs": _runs(entry),
                 **_of_kernel(kernel, entry, gpu),
                 "why": entry["why"],
             }
         )
     return found
+
+
+def _runs(entry: dict[str, Any]) -> str:
+    if not entry["sparse"]:
+        return "dense"
+    return f"2:4 {entry['dtype']}" + (", cuSPARSELt" if "cusparselt" in entry["kernels"] else "")
 
 
 def _kernel(kernels: Mapping[str, Kernel], entry: dict[str, Any]) -> Kernel | None:

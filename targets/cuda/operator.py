@@ -87,8 +87,11 @@ def _on_gpu(*arguments: Any) -> Tensor:
     given = Operands(*arguments)
     if not given.kernels:
         raise TargetUnavailable("this layer was compiled without kernels, so it runs on the CPU only")
+    from sparsecc.targets.cuda import cusparselt
     from sparsecc.targets.cuda.launch import launched
 
+    if cusparselt.chosen(given):
+        return cusparselt.product(given)
     return launched(given, output_shape(given.x.shape, given.out, given.conv))
 
 
@@ -128,6 +131,11 @@ def computed(given: Operands, weight: Tensor, *, rounded: torch.dtype | None, wi
     sums = torch.float64 if integers else wide
     x, weight = x.to(sums), weight.to(sums)
     y = (_convolved(x, weight, given.conv) if given.conv else F.linear(x, weight)).to(wide)
+    return finished(given, y, wide=wide)
+
+
+def finished(given: Operands, y: Tensor, *, wide: torch.dtype) -> Tensor:
+    """What follows the product ``y`` (in ``wide`` numbers): scale, bias, activation, residual."""
     each = (1, -1, 1, 1) if given.conv else (-1,)
     if given.scale is not None:
         y = y * given.scale.to(wide).reshape(each)

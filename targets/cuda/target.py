@@ -27,14 +27,26 @@ if TYPE_CHECKING:
     from sparsecc.targets.cuda.executor import TorchExecutor
     from sparsecc.targets.cuda.layers import Layer
 
+ENGINES = ("generated", "cusparselt")
+"""What multiplies on a GPU."""
+
 
 class _Cuda(Target):
-    """``choose``: ``modelled`` (2:4 where it is expected to pay), ``measured`` on this GPU, or ``always``."""
+    """``choose``: ``modelled`` (2:4 where it is expected to pay), ``measured`` on this GPU, or ``always``.
 
-    def __init__(self, choose: str = "modelled") -> None:
-        if choose not in CHOICES:
-            raise InvalidOption(f"choose must be one of {', '.join(CHOICES)}; got {choose!r}")
-        self.choose = choose
+    ``engine`` is what multiplies where the artifact runs: the ``generated`` kernels, or ``cusparselt`` in
+    every layer that PyTorch gives to it.  Raises ``TargetUnavailable`` where it cannot be used.
+    """
+
+    def __init__(self, choose: str = "modelled", engine: str = "generated") -> None:
+        for name, word, known in (("choose", choose, CHOICES), ("engine", engine, ENGINES)):
+            if word not in known:
+                raise InvalidOption(f"{name} must be one of {', '.join(known)}; got {word!r}")
+        if engine == "cusparselt":
+            from sparsecc.targets.cuda import cusparselt
+
+            cusparselt.require()
+        self.choose, self.engine = choose, engine
 
     def build(
         self,
@@ -71,7 +83,7 @@ class _Cuda(Target):
         choices = [
             choose(layer, self.name, self.choose, element_of(layer, spec.dtype), measure) for layer in layers
         ]
-        sparse = [layer for layer, choice in zip(layers, choices, strict=True) if choice.sparse]
+        sparse = [(layer, choice) for layer, choice in zip(layers, choices, strict=True) if choice.sparse]
         plans = {
             layer.output: list(
                 wanted(
@@ -79,18 +91,20 @@ class _Cuda(Target):
                     spec.dtype,
                     self.name,
                     varies=any(shapes.get(layer.output).dynamic),
-                    best=choice.tile,
+                    best="" if choice.tile in ENGINES else choice.tile,
                 )
             )
-            for layer, choice in zip(layers, choices, strict=True)
-            if choice.sparse
+            for layer, choice in sparse
         }
         every = [one for plan in plans.values() for one in plan]
         made = dict(zip(every, build_gemms(every), strict=True))
-        kernels = {output: [made[one] for one in plan] for output, plan in plans.items()}
-        keys = {output: [kernel.entry for kernel in built] for output, built in kernels.items()}
-        proto = rewritten(file, sparse, keys, spec.dtype)
-        built = {kernel.entry: kernel for found in kernels.values() for kernel in found}
+        built = {kernel.entry: kernel for kernel in made.values()}
+        engines = {layer.output: [choice.tile] for layer, choice in sparse if choice.tile in ENGINES}
+        keys = {
+            output: [*engines.get(output, ()), *(made[one].entry for one in plan)]
+            for output, plan in plans.items()
+        }
+        proto = rewritten(file, [layer for layer, _ in sparse], keys, spec.dtype)
         files: dict[str, Member] = {
             f"{FOLDER}/{name}": content for k in built.values() for name, content in k.files().items()
         }
@@ -128,7 +142,7 @@ class _Cuda(Target):
         """The artifact on the GPU at hand, or on the CPU."""
         from sparsecc.targets.cuda.executor import TorchExecutor
 
-        return TorchExecutor(artifact, threads=threads)
+        return TorchExecutor(artifact, threads=threads, engine=self.engine)
 
 
 _NOT_QUANTISED = Refusal(

@@ -3,8 +3,8 @@
     sparsecc.compile(model, inputs, target="sm90-2:4", options={"choose": "measured"})
 
 The table is JSON, ``$SPARSECC_TUNED`` or ``~/.cache/sparsecc/tuned.json``: for every GPU, product and number
-of rows the microseconds of the dense product (with bias, activation and residual, as torch runs them) and of
-the kernel of every tile.  Not measured on hardware yet.
+of rows the microseconds of the dense product (with bias, activation and residual, as torch runs them), of
+the kernel of every tile, and of cuSPARSELt where PyTorch has it.  Not measured on hardware yet.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _ROUNDS, _REPEATS = 9, 10
 
 @dataclass(frozen=True, slots=True)
 class Times:
-    """Microseconds of one layer: dense, and by tile."""
+    """Microseconds of one layer: dense, and by tile (or ``cusparselt``)."""
 
     dense: float
     tiles: Mapping[str, float]
@@ -134,7 +134,7 @@ def on_gpu(layer: Layer, dtype: str) -> Times:
     bound = 8 * unit * float(wanted.abs().max().clamp(min=1))
     for tile, run in kernels.items():
         if float((run().float() - wanted.float()).abs().max()) > bound:
-            raise InvalidModel(f"{layer.name}: the kernel of tile {tile} is wrong on this GPU: report this")
+            raise InvalidModel(f"{layer.name}: the result of {tile} is wrong on this GPU: report this")
     functions = {"": dense, **kernels}
     seen: dict[str, list[float]] = {name: [] for name in functions}
     for _ in range(_ROUNDS):
@@ -195,7 +195,8 @@ def _dense(layer: Layer, x: Tensor) -> Callable[[], Tensor]:
 
 
 def _kernels(layer: Layer, dtype: str, x: Tensor) -> Iterator[tuple[str, Callable[[], Tensor]]]:
-    """The operator with the kernel of each tile that the GPU can run."""
+    """The operator with the kernel of each tile that the GPU can run, and with cuSPARSELt."""
+    from sparsecc.targets.cuda import cusparselt
     from sparsecc.targets.cuda.build import build_gemm
     from sparsecc.targets.cuda.config import TILES, WGMMA_TILES
     from sparsecc.targets.cuda.launch import launched, load
@@ -205,6 +206,8 @@ def _kernels(layer: Layer, dtype: str, x: Tensor) -> Iterator[tuple[str, Callabl
 
     major, minor = torch.cuda.get_device_capability()
     given = _arguments(layer, dtype, x)
+    if cusparselt.chosen(named := replace(given, kernels=cusparselt.NAME)):
+        yield cusparselt.NAME, lambda: cusparselt.product(named)
     shape = output_shape(x.shape, layer.out, given.conv)
     for tile in (*TILES, *WGMMA_TILES):
         config = made(tile, layer, dtype)
