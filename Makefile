@@ -23,7 +23,7 @@ export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-bench demo test test-nightly lint format data bench bench-permutation bench-accuracy bench-real bench-peers gpu-test gpu-bench zoo pins clean bench-quantization
+.PHONY: help setup setup-bench demo test test-nightly lint format data bench bench-permutation bench-accuracy bench-real bench-peers bench-builds gpu-test gpu-bench zoo pins clean bench-quantization
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-19s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -90,6 +90,9 @@ bench-accuracy: $(BENCH) data ## prune trained models in many ways and write doc
 
 bench-real: $(BENCH) data ## prune the real models and write the results table into README.md
 	$(BIN)/python -m benchmarks.real
+
+bench-builds: $(BENCH) data ## compile the real models for sparse tensor cores, and write docs/builds.md (an hour; goes on where it stopped)
+	$(BIN)/python -m benchmarks.builds
 
 bench-quantization: $(BENCH) data ## compare pruning before and after quantising, and write docs/quantization.md
 	$(BIN)/python -m benchmarks.quantization

@@ -327,6 +327,7 @@ def _build(
         result.report = replace(result.report, notes=notes)
     progress("lower")
     model_file, signature = lowered(result.subject, result.applied)
+    progress("build")
     artifact = back_end.build(
         model_file,
         spec,

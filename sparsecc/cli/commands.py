@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 _PRUNING = ("capture", "analyse", "plan", "edit", "verify", "time", "write")
 _TUNED = ("choose=measured",)
-_COMPILING = ("capture", "analyse", "plan", "edit", "verify", "lower", "check", "time", "write")
+_COMPILING = ("capture", "analyse", "plan", "edit", "verify", "lower", "build", "check", "time", "write")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
