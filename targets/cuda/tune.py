@@ -177,7 +177,8 @@ def _arguments(layer: Layer, dtype: str, x: Tensor) -> Any:
         return None if values is None else torch.from_numpy(values).cuda()
 
     shape = output_shape(x.shape, layer.out, conv)
-    residual = torch.randn(shape, device="cuda").to(result_type(x)) if layer.epilogue.residual else None
+    drawn = torch.randn(shape, generator=torch.Generator().manual_seed(0))  # one for all that are compared
+    residual = drawn.to(x.device, result_type(x)) if layer.epilogue.residual else None
     values, metadata = (torch.from_numpy(array).cuda() for array in (packed.values, packed.metadata))
     return Operands(
         x, values, metadata, there(layer.scale, 1.0), there(layer.bias), residual, layer.out, layer.k, dtype,
