@@ -18,7 +18,7 @@ from sparsecc.targets.cuda.layers import Layer
 from sparsecc.targets.cuda.pack import pack
 from sparsecc.targets.cuda.plan_kernels import IMAGES
 from sparsecc.targets.cuda.problem import Conv, Problem
-from sparsecc.targets.cuda.roofline import GPUS, roof, traffic
+from sparsecc.targets.cuda.roofline import GPUS, LAUNCH, roof, traffic
 
 HALF = {"element": 2, "output": 2, "residual": False}
 
@@ -95,9 +95,16 @@ def test_nothing_is_expected_to_gain_more_than_bytes_allow() -> None:
         for out, k, rows in product((16, 72, 1024, 8192), (64, 72, 4096), (1, 256, 65536)):
             choice = choose(layer(out, k, rows), arch, "modelled")
             dense, sparse = (roof(gpu, Problem(out, k), rows, **HALF, sparse=s) for s in (False, True))
-            assert choice.expected <= dense.microseconds / sparse.microseconds
+            least, most = (r.microseconds + LAUNCH for r in (sparse, dense))
+            assert choice.expected <= most / least
             assert choice.expected <= CURVES[arch].at(2 * out * k * rows)
             assert choice.sparse == (choice.expected > 1)
+
+
+def test_launches_take_what_small_layers_would_gain() -> None:
+    dense, sparse = (roof(GPUS["sm90"], Problem(256, 256), 16, **HALF, sparse=s) for s in (False, True))
+    assert dense.microseconds > 1.3 * sparse.microseconds
+    assert choose(layer(256, 256, 16), "sm90", "modelled").expected < 1.05
 
 
 def test_a_layer_that_waits_for_its_activations_is_not_said_to_gain() -> None:

@@ -21,7 +21,7 @@ from sparsecc.targets.cuda.config import ELEMENTS, OUTPUT_BYTES
 from sparsecc.targets.cuda.layers import Layer
 from sparsecc.targets.cuda.plan_kernels import OUTPUTS
 from sparsecc.targets.cuda.problem import Problem
-from sparsecc.targets.cuda.roofline import GPUS, roof
+from sparsecc.targets.cuda.roofline import GPUS, LAUNCH, roof
 from sparsecc.targets.cuda.tune import Meter, Times
 
 CHOICES = ("modelled", "measured", "always")
@@ -119,7 +119,7 @@ def choose(layer: Layer, arch: str, how: str, dtype: str = "fp16", measure: Mete
 
 
 def _modelled(layer: Layer, arch: str, dtype: str) -> tuple[float, str]:
-    """The lower of what was published for a product of this size and of what bytes and peaks allow."""
+    """The lower of what was published for a product of this size and what bytes, peaks and launches allow."""
     curve, gpu = (INT8_CURVES if dtype == "int8" else CURVES)[arch], GPUS[arch]
     dense, sparse = (
         roof(
@@ -133,7 +133,8 @@ def _modelled(layer: Layer, arch: str, dtype: str) -> tuple[float, str]:
         )
         for sparse in (False, True)
     )
-    known, allowed = curve.at(layer.flops), dense.microseconds / sparse.microseconds
+    known = curve.at(layer.flops)
+    allowed = (dense.microseconds + LAUNCH) / (sparse.microseconds + LAUNCH)
     if allowed < known:
         return allowed, f"{allowed:.2f}x at most: {dense.limit} limits the dense product ({gpu.name})"
     return known, f"{known:.2f}x expected at {layer.flops / 1e9:.3g} GFLOP (cuSPARSELt on {curve.gpu})"

@@ -45,6 +45,11 @@ GPUS: Mapping[str, Gpu] = MappingProxyType(
 """GPUs by the target that is named for them."""
 
 
+LAUNCH = 0.9
+"""Microseconds that a kernel costs beyond what it computes, when launches overlap (A. Gray, "Getting Started
+with CUDA Graphs", NVIDIA Technical Blog, 2019: 3.8 for a kernel of 2.9 on a V100)."""
+
+
 @dataclass(frozen=True, slots=True)
 class Roof:
     """The least that a product takes on a GPU: ``bytes`` moved once each, ``flops`` of the dense product."""
