@@ -111,7 +111,7 @@ def check_onnx(subject: OnnxSubject, plan: Plan) -> None:
 
 
 @given(nets(), st.integers(0, 99))
-@settings(max_examples=settings().max_examples if NIGHTLY else 30)
+@settings(max_examples=settings().max_examples if NIGHTLY else 20)
 def test_any_order_of_any_network_computes_the_same(net: Net, seed: int) -> None:
     note(f"Net({net.steps}, {net.kind!r}, 0, {net.form})")
     subject = TorchSubject(net, net.examples)

@@ -85,7 +85,7 @@ def check_model(subject: TorchSubject, plan: Plan, kept: Mapping[str, Keep]) -> 
         worst, bound = forward_error(applied.model, nested(subject, flat), reference)
         assert worst <= bound
     for check_ in subject.node_checks(applied, kept, subject.inputs(2, 0)[0]):
-        assert check_.passed or "rand" in check_.node, check_
+        assert check_.passed, check_
 
 
 def checked(net: Net, seed: int, whole: bool = True) -> TorchSubject:
@@ -102,7 +102,7 @@ def checked(net: Net, seed: int, whole: bool = True) -> TorchSubject:
     return subject
 
 
-@settings(max_examples=settings().max_examples if NIGHTLY else 30)
+@settings(max_examples=settings().max_examples if NIGHTLY else 20)
 @given(nets(), st.integers(0, 99))
 def test_any_plan_of_any_network_computes_masked_semantics(net: Net, seed: int) -> None:
     note(f"Net({net.steps}, {net.kind!r}, 0, {net.form})")
