@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.aten_calls.site import ALL, LAST, SPACE, Recipe, Site, aten
+from tests.aten_calls.site import ALL, LAST, SPACE, Row, Site, aten, each
 
 
 def _affine(s: Site, *shape: int) -> tuple[Tensor | None, Tensor | None]:
@@ -74,43 +74,33 @@ def _split(s: Site, name: str) -> Any:
     return torch.cat([made[-1], *(torch.relu(part) for part in made[:-1])], s.channel)
 
 
-def _each(kinds: Any, make: Any, names: str) -> dict[str, tuple[Any, Recipe]]:
-    return {name: (kinds, lambda s, name=name: make(s, name)) for name in names.split()}
-
-
-RECIPES: dict[str, tuple[Any, Recipe]] = {
+RECIPES: dict[str, Row] = {
     "native_layer_norm": (ALL, _layer_norm),
     "_fused_rms_norm": (ALL, _rms_norm),
     "native_group_norm": (SPACE, _group_norm),
-    **_each(
+    **each(
         (*SPACE, "table"),
         _batch_norm,
         "_native_batch_norm_legit_no_training _batch_norm_no_update native_batch_norm",
     ),
     "_native_batch_norm_legit": (SPACE, _batch_statistics),
-    **_each(
+    **each(
         ["sequence"],
         _attention,
         "_scaled_dot_product_flash_attention_for_cpu _scaled_dot_product_attention_math",
     ),
-    **_each(ALL, _softmax, "_log_softmax _safe_softmax special_softmax special_log_softmax"),
+    **each(ALL, _softmax, "_log_softmax _safe_softmax special_softmax special_log_softmax"),
     "_adaptive_avg_pool2d": (["image"], lambda s: _pool(s, "_adaptive_avg_pool2d")),
     "_adaptive_avg_pool3d": (["volume"], lambda s: _pool(s, "_adaptive_avg_pool3d")),
     "_upsample_nearest_exact3d": (
         ["volume"],
         lambda s: aten._upsample_nearest_exact3d.default(s.x, [int(n) * 2 for n in s.x.shape[2:]]),
     ),
-    **_each(
-        ["image"], _smooth, "_upsample_bilinear2d_aa _upsample_bicubic2d_aa _upsample_lanczos2d_aa"
-    ),
+    **each(["image"], _smooth, "_upsample_bilinear2d_aa _upsample_bicubic2d_aa _upsample_lanczos2d_aa"),
     "_prelu_kernel": (ALL, lambda s: aten._prelu_kernel(s.x, s.vector())),
     "log_sigmoid_forward": (ALL, lambda s: aten.log_sigmoid_forward(s.x)[0]),
     "native_channel_shuffle": (["image"], lambda s: aten.native_channel_shuffle(s.x, s.divisor())),
-    **_each(
-        ALL,
-        _split,
-        "unsafe_split unsafe_split_with_sizes split_copy split_with_sizes_copy unsafe_chunk",
-    ),
+    **each(ALL, _split, "unsafe_split unsafe_split_with_sizes split_copy split_with_sizes_copy unsafe_chunk"),
     "__lshift__": (LAST, lambda s: s.x * aten.__lshift__.Scalar(torch.floor(s.x).to(torch.int64) & 3, 1)),
     "__rshift__": (LAST, lambda s: s.x * aten.__rshift__.Scalar(torch.floor(s.x).to(torch.int64) & 7, 1)),
     "special_zeta": (ALL, lambda s: aten.special_zeta(torch.sigmoid(s.x) + 2, s.vector().abs() + 1)),

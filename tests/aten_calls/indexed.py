@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.aten_calls.site import ALL, LAST, Recipe, Site, aten, numbers, square
+from tests.aten_calls.site import ALL, LAST, Row, Site, aten, each, numbers, square
 
 
 def _axis(s: Site) -> int:
@@ -122,24 +122,20 @@ def _embedding_bag(s: Site, name: str) -> Any:
     return s.x + made[0].sum(0)
 
 
-def _each(kinds: Any, make: Any, *names: str) -> dict[str, tuple[Any, Recipe]]:
-    return {name: (kinds, lambda s, name=name: make(s, name)) for name in names}
-
-
-RECIPES: dict[str, tuple[Any, Recipe]] = {
+RECIPES: dict[str, Row] = {
     "gather": (ALL, _gather),
     "take_along_dim": (ALL, _take_along),
-    **_each(ALL, _scatter, "scatter", "scatter_add", "scatter_reduce"),
-    **_each(ALL, _index_write, "index_add", "index_reduce", "index_copy", "index_fill"),
-    **_each(ALL, _index_put, "index_put", "_unsafe_index_put", "_index_put_impl"),
+    **each(ALL, _scatter, "scatter scatter_add scatter_reduce"),
+    **each(ALL, _index_write, "index_add index_reduce index_copy index_fill"),
+    **each(ALL, _index_put, "index_put _unsafe_index_put _index_put_impl"),
     "select_scatter": (ALL, _select_scatter),
     "slice_scatter": (ALL, _slice_scatter),
-    **_each(LAST, _diagonal, "diagonal", "diagonal_copy", "linalg_diagonal"),
+    **each(LAST, _diagonal, "diagonal diagonal_copy linalg_diagonal"),
     "diag_embed": (LAST, lambda s: aten.diag_embed(s.x).sum(-1)),
     "diag": (LAST, _diag),
     "block_diag": (LAST, _block_diag),
     "meshgrid": (LAST, _meshgrid),
-    **_each(LAST, _embedding_bag, "embedding_bag", "_embedding_bag", "_embedding_bag_forward_only"),
+    **each(LAST, _embedding_bag, "embedding_bag _embedding_bag _embedding_bag_forward_only"),
     "unbind_copy": (ALL, lambda s: aten.unbind_copy.int(s.x, s.pick((s.channel, 1)))[0]),
     "slice_copy": (ALL, lambda s: aten.slice_copy.Tensor(s.x, s.channel, 0, None, s.pick((1, 2)))),
     "permute_copy": (ALL, lambda s: aten.permute_copy(torch.relu(s.x), [0, *range(1, s.x.dim())])),

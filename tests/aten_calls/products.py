@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.aten_calls.site import ALL, LAST, SPACE, Recipe, Site, aten, square
+from tests.aten_calls.site import ALL, LAST, SPACE, Row, Site, aten, each, square
 
 
 def _other(s: Site) -> Tensor:
@@ -55,11 +55,7 @@ def _loss(s: Site, name: str) -> Any:
     x, y = torch.sigmoid(s.x) * 0.8 + 0.1, torch.sigmoid(_other(s)) * 0.8 + 0.1
     if name == "soft_margin_loss":
         y = torch.sign(y - 0.45)
-    given = (None,) if name.startswith("binary_cross_entropy") and s.pick((True, False)) else ()
-    if name == "binary_cross_entropy_with_logits":
-        given = (None, None)
-    elif name == "binary_cross_entropy":
-        given = (None,)
+    given = {"binary_cross_entropy": (None,), "binary_cross_entropy_with_logits": (None, None)}.get(name, ())
     return getattr(aten, name)(x, y, *given, s.pick((0, 1, 2)))
 
 
@@ -75,33 +71,29 @@ def _convolution(s: Site) -> Any:
     return aten._convolution(s.x, weight, None, [1] * n, [0] * n, [1] * n, False, [0] * n, groups, *flags)
 
 
-def _each(kinds: Any, make: Any, *names: str) -> dict[str, tuple[Any, Recipe]]:
-    return {name: (kinds, lambda s, name=name: make(s, name)) for name in names}
-
-
-RECIPES: dict[str, tuple[Any, Recipe]] = {
-    **_each(LAST, _outer, "outer", "ger"),
+RECIPES: dict[str, Row] = {
+    **each(LAST, _outer, "outer ger"),
     "inner": (LAST, lambda s: aten.inner(s.x, s.net.weight(3, s.width))),
     "linalg_vecdot": (ALL, lambda s: s.x * aten.linalg_vecdot(s.x, _other(s), dim=-1).unsqueeze(-1)),
     "tensordot": (ALL, _tensordot),
-    **_each(
+    **each(
         ["table"],
         lambda s, n: getattr(aten, n)([s.x, _matrix(s, 4), s.net.weight(4, 3)]),
-        *("linalg_multi_dot", "chain_matmul"),
+        "linalg_multi_dot chain_matmul",
     ),
     "linalg_matmul": (LAST, lambda s: aten.linalg_matmul(s.x, _matrix(s))),
     "addmv": (["table"], lambda s: s.x * aten.addmv(s.net.weight(1), s.x, s.net.weight(s.width))[:, None]),
     "kron": (["table"], lambda s: aten.kron(s.x, s.net.weight(1, 2))),
     "bilinear": (LAST, _bilinear),
-    **_each(LAST, _cdist, "cdist", "_cdist_forward", "_euclidean_dist"),
-    **_each(["table"], lambda s, n: getattr(aten, n)(s.x), "pdist", "_pdist_forward"),
+    **each(LAST, _cdist, "cdist _cdist_forward _euclidean_dist"),
+    **each(["table"], lambda s, n: getattr(aten, n)(s.x), "pdist _pdist_forward"),
     "cosine_similarity": (ALL, _cosine),
     "pairwise_distance": (ALL, _pairwise),
     "dist": (ALL, lambda s: aten.dist(s.x, _other(s), s.pick((2, 1)))),
-    **_each(ALL, _loss, "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "kl_div"),
-    **_each(ALL, _loss, "soft_margin_loss"),
-    **_each(ALL, _loss, "binary_cross_entropy", "binary_cross_entropy_with_logits"),
-    **_each(LAST, _cross, "cross", "linalg_cross"),
+    **each(ALL, _loss, "mse_loss l1_loss smooth_l1_loss huber_loss kl_div"),
+    **each(ALL, _loss, "soft_margin_loss"),
+    **each(ALL, _loss, "binary_cross_entropy binary_cross_entropy_with_logits"),
+    **each(LAST, _cross, "cross linalg_cross"),
     "_convolution": (SPACE, _convolution),
     "linalg_norm": (LAST, lambda s: s.x * aten.linalg_norm(s.x, s.pick((None, 2, 1)), [-1], True)),
 }  # fmt: skip

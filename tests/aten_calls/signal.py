@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.aten_calls.site import ALL, LAST, Recipe, Site, aten, roomy
+from tests.aten_calls.site import ALL, LAST, Row, Site, aten, each, roomy
 
 #: transforms that want complex numbers, and those that want the half of them that real ones give
 _COMPLEX = frozenset(["fft_ifft", "fft_ifft2", "fft_ifftn", "fft_hfft"])
@@ -92,25 +92,21 @@ def _unpooled(s: Site) -> Any:
     return aten.max_unpool3d(values, places, size, [2] * n, [0] * n)
 
 
-def _each(kinds: Any, make: Any, names: str) -> dict[str, tuple[Any, Recipe]]:
-    return {name: (kinds, lambda s, name=name: make(s, name)) for name in names.split()}
-
-
-RECIPES: dict[str, tuple[Any, Recipe]] = {
-    **_each(ALL, _along, "fft_fft fft_ifft fft_rfft fft_irfft fft_hfft fft_ihfft"),
-    **_each(ALL, _several, "fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2 fft_hfft2 fft_ihfft2"),
-    **_each(ALL, _several, "fft_fftn fft_ifftn fft_rfftn fft_irfftn fft_hfftn fft_ihfftn"),
-    **_each(ALL, _shifted, "fft_fftshift fft_ifftshift"),
+RECIPES: dict[str, Row] = {
+    **each(ALL, _along, "fft_fft fft_ifft fft_rfft fft_irfft fft_hfft fft_ihfft"),
+    **each(ALL, _several, "fft_fft2 fft_ifft2 fft_rfft2 fft_irfft2 fft_hfft2 fft_ihfft2"),
+    **each(ALL, _several, "fft_fftn fft_ifftn fft_rfftn fft_irfftn fft_hfftn fft_ihfftn"),
+    **each(ALL, _shifted, "fft_fftshift fft_ifftshift"),
     "linalg_matrix_norm": (
         LAST,
         lambda s: s.x * aten.linalg_matrix_norm.str_ord(s.net.weight(s.width, 3), "fro", [0, 1], False),
     ),
     "stft": (["table"], _stft),
     "istft": (["table"], _istft),
-    **_each(ALL, _windows, "unfold unfold_copy"),
+    **each(ALL, _windows, "unfold unfold_copy"),
     "im2col": (["image"], _columns),
     "col2im": (["image"], _from_columns),
-    **_each(["image"], _sampled, "grid_sampler grid_sampler_2d"),
+    **each(["image"], _sampled, "grid_sampler grid_sampler_2d"),
     "grid_sampler_3d": (["volume"], lambda s: _sampled(s, "grid_sampler_3d")),
     "affine_grid_generator": (["image"], lambda s: s.x * torch.tanh(_affine(s, 2)).mean()),
     "view_as_real": (ALL, lambda s: aten.view_as_real(_complex(s.x)).amax(-1)),

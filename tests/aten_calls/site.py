@@ -66,6 +66,8 @@ class Site:
 
 
 Recipe = Callable[[Site], Any]
+#: kinds of networks that can hold a call, and the call
+Row = tuple[Sequence[str], Recipe]
 
 
 def numbers(s: Site, count: int) -> Tensor:
@@ -94,3 +96,8 @@ def operand(s: Site) -> Tensor:
 
 def compared(s: Site) -> Tensor:
     return s.x > s.vector()
+
+
+def each(kinds: Sequence[str], make: Callable[[Site, str], Any], names: str) -> dict[str, Row]:
+    """Entries of a table for operators whose calls differ by name alone."""
+    return {name: (kinds, lambda s, name=name: make(s, name)) for name in names.split()}  # type: ignore[misc]
