@@ -14,7 +14,7 @@ from onnx import TensorProto, helper, numpy_helper
 from sparsecc.onnxfile.model import OnnxFile
 from sparsecc.onnxfile.shapes import infer
 from sparsecc.reference.onnx_run import Runner
-from sparsecc.targets.cuda.choice import INT8_CURVES, choose
+from sparsecc.targets.cuda.choice import INT8_CURVES, Choice, choose
 from sparsecc.targets.cuda.layers import find_layers
 from sparsecc.targets.cuda.plan_kernels import element_of
 from sparsecc.targets.cuda.rewrite import rewritten
@@ -258,15 +258,22 @@ def test_products_of_integers_are_none_of_floats() -> None:
     assert layer.refusal == "it is a product of integers, and bf16 was asked for"
 
 
+def _int8_choices(width: int) -> dict[str, Choice]:
+    """What is chosen on every architecture for a square product of the given width."""
+    file = single(w=np.zeros((width, width)), shape=(width, width))
+    (layer,) = find_layers(file, infer(file), "int8")
+    return {arch: choose(layer, arch, "modelled", "int8") for arch in INT8_CURVES}
+
+
 def test_published_speeds_of_int8_decide() -> None:
     """Known points come back; GPUs without measurements get the slower of those that have some."""
     assert INT8_CURVES.keys() >= {"sm80", "sm86", "sm89", "sm90", "sm120"}
-    file = single(w=np.zeros((512, 512)), shape=(512, 512))
-    (layer,) = find_layers(file, infer(file), "int8")
-    small = {arch: choose(layer, arch, "modelled", "int8") for arch in INT8_CURVES}
+    small, large = (_int8_choices(width) for width in (512, 2048))
     assert [small[a].sparse for a in ("sm80", "sm90", "sm89")] == [True, False, False]
-    assert "A100 PCIe, int8" in small["sm80"].why
-    assert "none was measured here" in small["sm120"].why
+    assert "memory limits the dense product" in small["sm80"].why  # less than the 1.05 of the curve
+    assert small["sm80"].expected < INT8_CURVES["sm80"].ratios[512]
+    assert "A100 PCIe, int8" in large["sm80"].why
+    assert "none was measured here" in large["sm120"].why
     for curve in INT8_CURVES.values():
         for width, ratio in curve.ratios.items():
             assert curve.at(2.0 * width**3) == pytest.approx(ratio)
