@@ -1,13 +1,21 @@
-"""The patterns as ONNX, exported once a test run."""
+"""The patterns captured and as ONNX, each made once a process.
+
+``tests/conftest.py`` sends all tests of one pattern to one process.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import onnx
+from torch import nn
 
-from sparsecc.fx.capture import Program, capture
+from sparsecc.fx.capture import Program
+from sparsecc.fx.subject import TorchSubject
 from sparsecc.fx.to_onnx import to_onnx
+from tests.oracles import fingerprint
 from tests.patterns import CASES
 
 #: patterns that the exporter cannot write, and what the error says
@@ -20,10 +28,30 @@ UNWRITABLE = {
 }
 
 
+@dataclass(frozen=True)
+class Example:
+    """A pattern's model, the fingerprint that it had before anything was done with it, and its capture.
+
+    Tests that change weights make their own from ``CASES``.
+    """
+
+    model: nn.Module
+    inputs: Any
+    before: str
+    subject: TorchSubject
+
+
 @cache
+def example(name: str) -> Example:
+    """A pattern, captured."""
+    model, inputs = CASES[name].make()
+    before = fingerprint(model)
+    return Example(model, inputs, before, TorchSubject(model, inputs))
+
+
 def captured(name: str) -> Program:
     """A pattern's captured program."""
-    return capture(*CASES[name].make())
+    return example(name).subject.program
 
 
 @cache

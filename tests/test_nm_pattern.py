@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from hypothesis import given, note, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
@@ -22,18 +22,14 @@ from benchmarks.permutation import greedy, matrix
 from sparsecc.cli.command import run as run_command
 from sparsecc.cli.commands import cli
 from sparsecc.errors import InvalidOption, UnsupportedModel
-from sparsecc.fx.subject import TorchSubject
 from sparsecc.onnxfile.subject import OnnxSubject
 from sparsecc.passes import ChannelPruning, NMPattern
 from sparsecc.patterns.nm import NM
 from sparsecc.patterns.permutation import retained, search
-from sparsecc.pipeline import decide, finish
 from sparsecc.plan import Mask, Plan
 from tests.exported import exported
 from tests.oracles import error, fingerprint, forward64
 from tests.patterns import CASES
-from tests.random_nets import Net
-from tests.test_property_torch import NIGHTLY, nets
 
 Array = np.ndarray[Any, Any]
 
@@ -641,20 +637,6 @@ def test_permutation_after_pruning_reorders_what_is_left() -> None:
     assert all(len(d.kept) < d.size for d in result.plan.decisions)
     assert any((np.diff(d.kept) < 0).any() for d in result.plan.decisions)
     assert all(has_pattern(result.model[i].weight, 1, 2, 4) for i in (0, 2, 4))
-
-
-@settings(max_examples=settings().max_examples // 2 if NIGHTLY else 10)
-@given(nets(), st.sampled_from(["2:4", "1:2", "1:3"]), st.booleans())
-def test_any_network_with_a_pattern_is_verified(net: Net, pattern: str, permute: bool) -> None:
-    note(f"Net({net.steps}, {net.kind!r}, 0, {net.form})")
-    subject = TorchSubject(net, net.examples)
-    plan = decide(subject.analysis, [NMPattern(pattern=pattern, permute=permute)])
-    result = finish(subject, plan)
-    n, m = (int(part) for part in pattern.split(":"))
-    weights = result.applied.program.weights  # type: ignore[attr-defined]
-    for p in plan.patterns:
-        if p.state != "dense":
-            assert has_pattern(weights[p.weight], p.axis, n, m)
 
 
 def test_bfloat16_in_onnx() -> None:

@@ -17,7 +17,8 @@ from sparsecc.fx.capture import capture
 from sparsecc.fx.program_module import ProgramModule
 from sparsecc.fx.subject import TorchSubject
 from sparsecc.passes import ChannelPruning, HeadPruning
-from sparsecc.pipeline import Pruned, run
+from sparsecc.pipeline import Pruned, run, settle
+from tests.exported import example
 from tests.oracles import call, error, fingerprint, forward64, leaves, masked64, nested, poisoned, zeroed
 from tests.patterns import CASES, Case
 
@@ -40,11 +41,9 @@ class Done:
 
 @cache
 def done(name: str) -> Done:
-    model, inputs = CASES[name].make()
-    before = fingerprint(model)
-    pruned = run(model, inputs, PASSES)
-    assert isinstance(pruned.subject, TorchSubject)
-    return Done(model, inputs, before, pruned, pruned.subject)
+    made = example(name)
+    pruned = settle(made.subject, PASSES)
+    return Done(made.model, made.inputs, made.before, pruned, made.subject)
 
 
 def groups_text(analysis: Analysis) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, note, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsecc.axes.terms import Kept
@@ -18,17 +18,16 @@ from sparsecc.pipeline import finish
 from sparsecc.plan import Plan
 from sparsecc.reference.torch_run import ProgramRunner
 from sparsecc.subject import Subject
-from tests.exported import UNWRITABLE, exported
+from tests.exported import UNWRITABLE, example, exported
 from tests.onnx_graphs import error as onnx_error
 from tests.onnx_graphs import masked64 as onnx_masked64
 from tests.onnx_graphs import run64
 from tests.oracles import error, fingerprint, forward64, leaves, masked64, poisoned
 from tests.patterns import CASES
-from tests.random_nets import Net
 from tests.test_onnx_property import gene, grown
-from tests.test_property_torch import NIGHTLY, nets
 
 BOUND = 1e-12
+NIGHTLY = settings().max_examples > 500
 
 
 def shuffled(subject: Subject, seed: int, share: float = 1.0) -> dict[str, Kept]:
@@ -56,8 +55,7 @@ def program_error(subject: TorchSubject, plan: Plan) -> float:
 
 @pytest.mark.parametrize("name", sorted(CASES))
 def test_any_order_computes_the_same(name: str) -> None:
-    model, inputs = CASES[name].make()
-    subject = TorchSubject(model, inputs)
+    subject = example(name).subject
     for seed, share in ((0, 1.0), (1, 1.0), (2, 0.6)):
         plan = lower(subject.analysis, shuffled(subject, seed, share))
         assert program_error(subject, plan) <= BOUND, plan
@@ -108,15 +106,6 @@ def check_onnx(subject: OnnxSubject, plan: Plan) -> None:
         feeds, _ = subject.inputs(seed, variant)
         reference = onnx_masked64(subject, plan, kept, feeds, garbage=True)
         assert onnx_error(run64(applied.file, feeds), reference) <= BOUND, plan
-
-
-@given(nets(), st.integers(0, 99))
-@settings(max_examples=settings().max_examples if NIGHTLY else 20)
-def test_any_order_of_any_network_computes_the_same(net: Net, seed: int) -> None:
-    note(f"Net({net.steps}, {net.kind!r}, 0, {net.form})")
-    subject = TorchSubject(net, net.examples)
-    plan = lower(subject.analysis, shuffled(subject, seed))
-    assert program_error(subject, plan) <= BOUND
 
 
 @given(st.lists(gene, min_size=1, max_size=8), st.integers(0, 99))

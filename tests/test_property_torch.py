@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache, partial
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import event, given, note, settings
+from hypothesis import Phase, event, given, note, settings
 from hypothesis import strategies as st
 
 from sparsecc.axes.terms import Keep
@@ -15,14 +16,20 @@ from sparsecc.fx.editor import edit
 from sparsecc.fx.ops import TABLE, aten_name
 from sparsecc.fx.subject import TorchSubject
 from sparsecc.lowering import lower
+from sparsecc.passes import NMPattern
+from sparsecc.pipeline import decide, finish
 from sparsecc.plan import Plan
 from sparsecc.reference.torch_run import ProgramRunner
 from tests.aten_calls import APART
 from tests.kept_alone import torch_errors
-from tests.oracles import error, fingerprint, forward64, forward_error, leaves, masked64, nested, poisoned
+from tests.oracles import call, error, fingerprint, forward_error, leaves, masked64, nested, poisoned
 from tests.random_nets import CALLS, EXAMPLES, FORMS, LAYERS, OPERATORS, Net, Step
+from tests.test_nm_pattern import has_pattern
+from tests.test_permutation import program_error, shuffled
 
 BOUND = 1e-12
+#: making an example smaller takes minutes: `HYPOTHESIS_PROFILE=nightly` does it
+PHASES = (Phase.explicit, Phase.generate)
 NIGHTLY = settings().max_examples > 500
 DEEPEST = 30 if NIGHTLY else 12
 
@@ -88,10 +95,9 @@ def check_model(subject: TorchSubject, plan: Plan, kept: Mapping[str, Keep]) -> 
         assert check_.passed, check_
 
 
-def checked(net: Net, seed: int, whole: bool = True) -> TorchSubject:
-    """A network after a random plan was checked on it."""
+def check(net: Net, subject: TorchSubject, seed: int, whole: bool = True) -> None:
+    """A random plan of a captured network."""
     before = fingerprint(net)
-    subject = TorchSubject(net, net.examples)
     assert [f for f in subject.analysis.frozen if f.reason.kind == "rule failed"] == []
     kept = random_keeps(subject, seed, least(net))
     plan = lower(subject.analysis, kept)
@@ -99,24 +105,49 @@ def checked(net: Net, seed: int, whole: bool = True) -> TorchSubject:
     if whole:
         check_model(subject, plan, kept)
     assert fingerprint(net) == before
-    return subject
 
 
-@settings(max_examples=settings().max_examples if NIGHTLY else 20)
-@given(nets(), st.integers(0, 99))
-def test_any_plan_of_any_network_computes_masked_semantics(net: Net, seed: int) -> None:
-    note(f"Net({net.steps}, {net.kind!r}, 0, {net.form})")
-    event("groups" if checked(net, seed).analysis.groups else "nothing to remove")
+def check_order(subject: TorchSubject, seed: int) -> None:
+    """A random order of every group, which masked semantics know nothing of."""
+    plan = lower(subject.analysis, shuffled(subject, seed))
+    assert program_error(subject, plan) <= BOUND
 
 
-@settings(max_examples=max(settings().max_examples // 6, 1))
-@given(nets())
-def test_an_empty_plan_changes_nothing(net: Net) -> None:
-    subject = TorchSubject(net, net.examples)
+def check_pattern(subject: TorchSubject, pattern: str, permute: bool) -> None:
+    """What the N:M pass makes is verified, and has the pattern."""
+    result = finish(subject, decide(subject.analysis, [NMPattern(pattern=pattern, permute=permute)]))
+    n, m = (int(part) for part in pattern.split(":"))
+    weights = result.applied.program.weights  # type: ignore[attr-defined]
+    for p in result.plan.patterns:
+        if p.state != "dense":
+            assert has_pattern(weights[p.weight], p.axis, n, m)
+
+
+def check_empty(net: Net, subject: TorchSubject) -> None:
+    """A plan without actions gives the class back, and every bit of its outputs."""
     applied = subject.apply(lower(subject.analysis, {}), {})
     flat, _ = subject.inputs(1, 0)
     assert type(applied.model) is Net
-    assert error(forward64(applied.model, nested(subject, flat)), forward64(net, nested(subject, flat))) == 0
+    inputs = nested(subject, flat)
+    assert error(call(applied.model, inputs), call(net, inputs)) == 0
+
+
+@settings(settings() if NIGHTLY else settings(max_examples=20, phases=PHASES))
+@given(nets(), st.integers(0, 99), st.sampled_from(["2:4", "1:2", "1:3", None]), st.booleans())
+def test_any_network_computes_masked_semantics(
+    net: Net, seed: int, pattern: str | None, permute: bool
+) -> None:
+    """Nearly all of the time goes into captures, so that everything that needs none is tried on one."""
+    note(f"Net({net.steps}, {net.kind!r}, 0, {net.form})")
+    subject = TorchSubject(net, net.examples)
+    for number in range(3):
+        check(net, subject, seed + 100 * number, whole=number == 0)
+    check_order(subject, seed)
+    if pattern is None:
+        check_empty(net, subject)
+    else:
+        check_pattern(subject, pattern, permute)
+    event("groups" if subject.analysis.groups else "nothing to remove")
 
 
 # -- every entry of the table ------------------------------------------------------------------------
@@ -138,11 +169,26 @@ def _net(kind: str, names: Sequence[str], number: int) -> Net:
     return Net(steps, kind, number)
 
 
-@pytest.mark.parametrize(("kind", "names"), _dealt(12), ids=lambda v: v if isinstance(v, str) else v[0])
-def test_every_entry_of_the_table_computes_masked_semantics(kind: str, names: list[str]) -> None:
+HANDS = _dealt(12)
+
+
+def _captured(place: int, number: int) -> tuple[Net, TorchSubject]:
+    net = _net(*HANDS[place], number)
+    return net, TorchSubject(net, net.examples)
+
+
+#: the first network of every hand, captured once a process
+_first = cache(partial(_captured, number=0))
+
+
+@pytest.mark.parametrize(
+    "place", range(len(HANDS)), ids=lambda place: f"{HANDS[place][0]}-{HANDS[place][1][0]}"
+)
+def test_every_entry_of_the_table_computes_masked_semantics(place: int) -> None:
+    names = HANDS[place][1]
     for number in range(12 if NIGHTLY else 1):
-        net = _net(kind, names, number)
-        subject = checked(net, number, whole=NIGHTLY)
+        net, subject = _captured(place, number) if number else _first(place)
+        check(net, subject, number, whole=NIGHTLY)
         called = {aten_name(n.target) for n in subject.program.graph.nodes if n.op == "call_function"}
         called |= {name.removesuffix("_with_indices") for name in called if name is not None}  # export's form
         assert {name.split(".")[0] for name in names} - LEFT_OUT <= called
@@ -158,8 +204,4 @@ def test_every_entry_of_the_table_has_a_generator() -> None:
 
 def fuzzed_rules() -> set[str]:
     """Canonical operators that the networks of this file hold."""
-    found: set[str] = set()
-    for kind, names in _dealt(16):
-        net = _net(kind, names, 0)
-        found |= {call.op for call in TorchSubject(net, net.examples).view.calls}
-    return found
+    return {call.op for place in range(len(HANDS)) for call in _first(place)[1].view.calls}

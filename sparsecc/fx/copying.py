@@ -25,10 +25,13 @@ def copied(value: Any, memo: dict[int, Any]) -> Any:
     Raises what the model's own code raises where it takes part in the copying.
     """
     kind: Any = type(value)
-    if kind in _SHARED or (kind in (tuple, set, frozenset) and all(type(v) in _SHARED for v in value)):
-        return set(value) if kind is set else value
+    if kind in _SHARED or (kind in (tuple, frozenset) and all(type(v) in _SHARED for v in value)):
+        return value
     if id(value) in memo:
         return memo[id(value)]
+    if kind is set and all(type(v) in _SHARED for v in value):
+        memo[id(value)] = alike = set(value)
+        return alike
     if kind in _MAPPINGS:
         return _filled(kind(), value, memo)
     if kind is list:
@@ -44,7 +47,7 @@ def copied(value: Any, memo: dict[int, Any]) -> Any:
         for name, entry in state.items():
             if type(entry) in _SHARED:
                 own[name] = entry
-            elif not entry and type(entry) in _MAPPINGS and id(entry) not in memo:  # hooks, nearly always
+            elif type(entry) in _MAPPINGS and not entry and id(entry) not in memo:  # hooks, nearly always
                 own[name] = memo[id(entry)] = type(entry)()
             else:
                 own[name] = copied(entry, memo)
