@@ -38,17 +38,17 @@ $(BIN)/python:
 
 $(DEV): pyproject.toml $(PINS) | $(BIN)/python
 	@echo "setting up $(VENV) (once; some minutes) ..."
-	$(PIP) -e '.[dev,gs,cuda,tensorrt-rtx,zoo]'
+	$(PIP) -e '.[dev,gs,cuda,tensorrt-rtx,torchao,zoo]'
 	@touch $@
 
 $(BENCH): $(DEV)
 	@echo "adding what the real models need to $(VENV) (once) ..."
-	$(PIP) -e '.[dev,gs,cuda,tensorrt-rtx,zoo,bench]'
+	$(PIP) -e '.[dev,gs,cuda,tensorrt-rtx,torchao,zoo,bench]'
 	@touch $@
 
 $(PEERS): $(DEV)
 	@echo "adding the pruners to compare with to $(VENV) (once) ..."
-	$(PIP) -e '.[dev,gs,cuda,tensorrt-rtx,zoo,bench,peers]'
+	$(PIP) -e '.[dev,gs,cuda,tensorrt-rtx,torchao,zoo,bench,peers]'
 	$(PIP) --no-deps llmcompressor==0.14.0.1 loguru==0.7.3
 	@touch $@
 

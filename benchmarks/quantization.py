@@ -7,6 +7,7 @@ Q/DQ models in floats, as the file says, so that they do not depend on the proce
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import time
 import zlib
@@ -23,6 +24,7 @@ import sparsecc
 from benchmarks.tasks import fashion, sentences
 from benchmarks.tasks.common import Loaded, OnnxPredict, Predict, Scores
 from sparsecc.calibration import CalibrationData
+from sparsecc.quantization import Error, QuantisedReport
 from sparsecc.quantization.source import Source
 
 DOCUMENT = Path(__file__).resolve().parent.parent / "docs" / "quantization.md"
@@ -30,7 +32,10 @@ CHANNELS = "ChannelPruning(sparsity=0.25, residual=False)"
 PATTERN = "NMPattern(pattern='2:4')"
 SURGERY = "SparseGPT(pattern='2:4')"
 
-#: what is done, in order; None quantises
+#: quantises with PyTorch's own quantiser, None with onnxruntime's
+PT2E = "PT2E"
+
+#: what is done, in order
 ORDERS: dict[str, tuple[str | None, ...]] = {
     "dense": (),
     "int8": (None,),
@@ -42,6 +47,10 @@ ORDERS: dict[str, tuple[str | None, ...]] = {
     "int8, then 2:4 by magnitude": (None, PATTERN),
     "2:4 by SparseGPT": (SURGERY,),
     "2:4 by SparseGPT, then int8": (SURGERY, None),
+    "int8 by PyTorch": (PT2E,),
+    "channels, then int8 by PyTorch": (CHANNELS, PT2E),
+    "int8 by PyTorch, then channels": (PT2E, CHANNELS),
+    "2:4 by SparseGPT, then int8 by PyTorch": (SURGERY, PT2E),
 }
 
 
@@ -98,26 +107,44 @@ BENCHES = {
 }
 
 
-def made(bench: Bench, steps: Sequence[str | None]) -> tuple[ModelProto, sparsecc.Quantised | None]:
+def made(bench: Bench, steps: Sequence[str | None]) -> tuple[ModelProto, QuantisedReport | None]:
     """The model after the steps as ONNX, and what the quantiser said."""
     loaded, data = bench.load(), bench.calibration()
     result: Any = loaded.model
-    given: dict[str, Any] = {"example_inputs": loaded.example_inputs, "dynamic_shapes": loaded.dynamic_shapes}
-    quantised = None
+    example: dict[str, Any] = {
+        "example_inputs": loaded.example_inputs,
+        "dynamic_shapes": loaded.dynamic_shapes,
+    }
+    given, quantised = example, None
     for step in steps:
         if step is None:
-            quantised = sparsecc.quantize(result, calibration=data, **given)
-            result, given = quantised.model, {}
+            done = sparsecc.quantize(result, calibration=data, **given)
+            result, given, quantised = done.model, {}, done.report
+        elif step == PT2E:
+            program = sparsecc.quantize_program(result, quantizer=x86(), calibration=data, **given)
+            result, given, quantised = program.model, example, program.report
         else:
             calibration = data if "SparseGPT" in step else None
             result = sparsecc.prune(result, recipe=step, calibration=calibration, **given)
             given = {}
-            if quantised is not None:
+            if isinstance(result.model, ModelProto):
                 result = result.model
     if isinstance(result, ModelProto):
         return result, quantised
     file = Source.of(result, given.get("example_inputs"), given.get("dynamic_shapes")).file
     return file.to_kind("proto"), quantised
+
+
+def x86() -> Any:
+    """int8 weights by channel, uint8 activations with static ranges."""
+    from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as home
+
+    return home.X86InductorQuantizer().set_global(home.get_default_x86_inductor_quantization_config())
+
+
+def _decibels(error: Error) -> float:
+    """With products in floats; programs of PyTorch compute so anyway."""
+    return error.sqnr_db if math.isnan(error.exact_db) else error.exact_db
 
 
 def rows(bench: Bench, orders: Sequence[str]) -> Iterator[list[str]]:
@@ -128,11 +155,11 @@ def rows(bench: Bench, orders: Sequence[str]) -> Iterator[list[str]]:
         data = model.SerializeToString()
         if not place:
             yield ["what is done", *scores, "SQNR on held-out batches", "file", "compressed"]
-        error = quantised.report.errors[0] if quantised is not None and ORDERS[name][-1] is None else None
+        error = quantised.errors[0] if quantised is not None and ORDERS[name][-1] in (None, PT2E) else None
         yield [
             name,
             *(f"{value:.4f}" for value in scores.values()),
-            f"{error.exact_db:.1f} dB" if error is not None else "-",
+            f"{_decibels(error):.1f} dB" if error is not None else "-",
             f"{len(data) / 1e6:.2f} MB",
             f"{len(zlib.compress(data, 6)) / 1e6:.2f} MB",
         ]

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
         VerificationFailed,
     )
     from sparsecc.plan import Plan
-    from sparsecc.quantization import Quantised, quantize
+    from sparsecc.quantization import Quantised, QuantisedProgram, quantize, quantize_program
     from sparsecc.report import Report
     from sparsecc.verification.certificate import Certificate
 
@@ -57,7 +57,7 @@ _HOMES = {
         "VerificationFailed",
     ),
     "sparsecc.plan": ("Plan",),
-    "sparsecc.quantization": ("Quantised", "quantize"),
+    "sparsecc.quantization": ("Quantised", "QuantisedProgram", "quantize", "quantize_program"),
     "sparsecc.report": ("Report",),
     "sparsecc.verification.certificate": ("Certificate",),
 }
@@ -74,6 +74,7 @@ __all__ = [
     "PlanConflict",
     "Pruned",
     "Quantised",
+    "QuantisedProgram",
     "Report",
     "SparseccError",
     "TargetRefused",
@@ -86,6 +87,7 @@ __all__ = [
     "load",
     "prune",
     "quantize",
+    "quantize_program",
     "slim",
     "targets",
     "verify",

@@ -15,7 +15,7 @@ from sparsecc.axes.analysis import Analysis
 from sparsecc.calibration import CalibrationData, Statistics
 from sparsecc.compiled import Built, Compiled, load
 from sparsecc.errors import InvalidOption
-from sparsecc.lowered import certify_artifact, check_lowered, lowered
+from sparsecc.lowered import certify_artifact, check_lowered, example_sizes, lowered
 from sparsecc.memory import within_memory
 from sparsecc.passes import (
     ChannelPruning,
@@ -336,6 +336,7 @@ def _build(
         report=result.report.to_json(),
         certificate=result.certificate.to_json(),
         members=result.plan.members(),
+        sizes=example_sizes(subject, model_file),
     )
     certificate = result.certificate
     report = replace(result.report, notes=(*result.report.notes, *back_end.notes(artifact)))
@@ -344,7 +345,10 @@ def _build(
         progress("check")
         certificate = check_lowered(result, model_file, executor)
         certificate.require()
-    if latency:
+    if latency and executor.stand_in:
+        words = f"latency was not measured: what runs here is {executor.stand_in}"
+        report = replace(report, notes=(*report.notes, words))
+    elif latency:
         progress("time")
         report = report.timed(subject, partial(_call, executor))
     manifest = {**artifact.manifest, "certificate": certificate.to_json(), "report": report.to_json()}

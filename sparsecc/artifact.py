@@ -144,6 +144,8 @@ class Artifact:
 
         Raises ``InvalidModel`` for anything that is not an artifact this version can read.
         """
+        if not isinstance(path, (str, os.PathLike)):
+            raise InvalidModel(f"give the path of an artifact, not a {type(path).__name__}")
         path = Path(path)
         try:
             archive = zipfile.ZipFile(path)

@@ -58,6 +58,24 @@ def lowered(subject: Subject, applied: Applied) -> tuple[OnnxFile, Signature]:
     return OnnxFile.load(proto), torch_signature(subject.program.exported, proto)
 
 
+def example_sizes(subject: Subject, file: OnnxFile) -> dict[str, tuple[int, ...]]:
+    """The sizes of the example inputs (or of some that can be made), by the lowered model's names."""
+    try:
+        inputs, _ = subject.inputs(0, 0)
+    except UnsupportedModel:  # on the meta device
+        return {}
+    values = _tensors(inputs)
+    if len(values) != len(file.inputs):
+        return {}
+    return {info.name: tuple(v.shape) for info, v in zip(file.inputs, values, strict=True)}
+
+
+def _tensors(inputs: Any) -> list[torch.Tensor]:
+    """Inputs of a subject in order, without numbers that the program has as constants."""
+    flat = list(inputs.values()) if isinstance(inputs, dict) else inputs
+    return [v for v in flat if isinstance(v, torch.Tensor)]
+
+
 def certify_artifact(subject: Subject, plan: Plan, artifact: Artifact, executor: Any) -> Certificate:
     """Check an artifact against the model that it was made from, by way of its plan.
 
@@ -104,8 +122,11 @@ def _with_lowered(
         for info, ours, (_, reference) in zip(file.proto.graph.output, wide, want, strict=True):
             mine, step, runtime, lowering = ran[info.name], subject.step, _unit(ran[info.name]), 0.0
             shorter = halves.union(executor.rounds.values())
-            if shorter and reference.is_floating_point():
-                step += _rounding_step(rounded[info.name], ours, shorter)
+            if shorter and reference.is_floating_point() and mine.shape == ours.shape == reference.shape:
+                short, own = rounded[info.name], not executor.rounds
+                there = _in_range(info.name, short, ours, shorter, own, words)
+                ours, mine, reference, short = (y[there] for y in (ours, mine, reference, short))
+                step += _rounding_step(info.name, short, ours, shorter, own)
                 runtime = min(runtime, _SINGLE)  # the shorter type's own rounding is in the step
                 lowering = step if halves else 0.0
             allowed = LOWERING_ULPS * runtime + lowering, RUNTIME_ULPS * runtime + step
@@ -146,8 +167,7 @@ def _ran(
     Where a runtime takes no other sizes than those of the examples, these it is.
     """
     inputs, words = subject.inputs(seed, variant)
-    flat = list(inputs.values()) if isinstance(inputs, dict) else inputs
-    values = [v for v in flat if isinstance(v, torch.Tensor)]
+    values = _tensors(inputs)
     if len(values) != len(names):
         raise UnsupportedModel(f"the lowered model takes {len(names)} inputs, the program {len(values)}")
     feeds = dict(zip(names, values, strict=True))
@@ -206,19 +226,74 @@ def _rounding(
     """
     dtype = rounds.get(node.output[0])
     if dtype is not None:
+        _require_room(node, values[:2], dtype)
         values = [*(value.to(dtype).to(value.dtype) for value in values[:2]), *values[2:]]
     result: tuple[Any, ...] = default(values)
     halves.update(y.dtype for y in result if isinstance(y, torch.Tensor) and y.dtype in HALVES)
     return result
 
 
-def _rounding_step(dense: torch.Tensor, exact: torch.Tensor, shorter: Collection[torch.dtype]) -> float:
+def _require_room(node: Any, values: list[Any], dtype: torch.dtype) -> None:
+    """Raise TargetRefused where a product's operands are finite, and no longer so in the shorter type."""
+    largest = max((float(v[v.isfinite()].abs().amax()) for v in values if v.isfinite().any()), default=0.0)
+    if largest > torch.finfo(dtype).max:
+        raise TargetRefused(
+            f"{node.op_type} {node.name or node.output[0]!r} reads numbers up to {largest:.3g} in its weight "
+            f"or on the inputs that were tried, and {_named(dtype)} ends at {torch.finfo(dtype).max:.5g}: "
+            f"{_WIDER}"
+        )
+
+
+def _in_range(
+    name: str,
+    rounded: torch.Tensor,
+    exact: torch.Tensor,
+    shorter: Collection[torch.dtype],
+    own: bool,
+    words: str,
+) -> torch.Tensor:
+    """Where an output does not leave the range of the types that it is computed in: what can be compared.
+
+    Raises TargetRefused where that is the target's doing, and where nothing is left (every bound would be
+    infinite); ``own``: the model itself is of these types.
+    """
+    lost = exact.isfinite() & ~rounded.isfinite()
+    if bool(lost.any()) and not (own and bool((exact.isfinite() & ~lost).any())):
+        raise TargetRefused(
+            f"output {name!r} leaves the range of {_types(shorter)} in {int(lost.sum())} of "
+            f"{lost.numel()} places on inputs that were tried ({words}), so that nothing can be proved: "
+            f"{_WIDER}, or give example inputs such as the model is used with"
+        )
+    return ~lost
+
+
+def _types(dtypes: Collection[torch.dtype]) -> str:
+    return " and ".join(sorted(map(_named, dtypes)))
+
+
+def _named(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+#: what to do about numbers beyond a type of 16 bits
+_WIDER = "ask for bfloat16 (such as target='sm80-2:4-bf16'), whose range is that of float32"
+
+
+def _rounding_step(
+    name: str, dense: torch.Tensor, exact: torch.Tensor, shorter: Collection[torch.dtype], own: bool
+) -> float:
     """What an artifact in a shorter type may differ by, in units of max(1, largest output).
 
     Four times what the dense model differs by in these types (with the same operands rounded), and eight
-    units of the type: the end-to-end bound of a result in its target's own type.
+    units of the type: the end-to-end bound of a result in its target's own type.  Raises TargetRefused where
+    that would allow as much as the largest output, and it is the target that rounds.
     """
     error, scale = distance(dense, exact)
+    if not own and 4 * error > scale:
+        raise TargetRefused(
+            f"output {name!r} moves by {error:.3g} of {scale:.3g} when operands of products are rounded to "
+            f"{_types(shorter)}, so that nothing can be proved: {_WIDER}"
+        )
     unit = max(torch.finfo(dtype).eps for dtype in shorter) / 2
     return (4 * error + 8 * unit * scale) / max(1.0, scale)
 

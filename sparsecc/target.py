@@ -150,9 +150,11 @@ class Target(abc.ABC):
         report: Mapping[str, Any] | None = None,
         certificate: Mapping[str, Any] | None = None,
         members: Mapping[str, bytes] | None = None,
+        sizes: Mapping[str, Sequence[int]] | None = None,
     ) -> Artifact:
         """Lower ``model`` and pack it; ``members`` (plan.json, plan.safetensors) are stored as given.
 
+        ``sizes`` are those of the example inputs by name, for what depends on how large dynamic ones are.
         Raises ``TargetRefused`` where the model turns out not to run on the target.
         """
 
@@ -176,6 +178,8 @@ class Executor(abc.ABC):
     rounds: Mapping[str, torch.dtype] = MappingProxyType({})
     #: values of the lowered model that products in integers read and give; see ``alone``
     watched: frozenset[str] = frozenset()
+    #: what runs here in the place of the target's own device, whose times say nothing; '' where that runs
+    stand_in: str = ""
 
     @abc.abstractmethod
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -264,6 +268,8 @@ def resolve(
 
 def _made(target: type[Target], name: str, options: Mapping[str, Any]) -> Target:
     known = list(inspect.signature(target).parameters)
+    if not isinstance(options, Mapping):
+        raise InvalidOption(f"options: give a dict of the target's options by name, not {options!r}")
     if unknown := sorted(options.keys() - known):
         there = f"it has {', '.join(known)}" if known else "it has none"
         raise InvalidOption(
@@ -300,6 +306,7 @@ def _info(name: str, loaded: type[Target] | str) -> TargetInfo:
 
 def _sources() -> dict[str, str | type[Target] | importlib.metadata.EntryPoint]:
     """Where each target comes from; the table wins over plug-ins of the same name."""
+    importlib.import_module("sparsecc.targets")  # fills the table
     plugins = {entry.name: entry for entry in importlib.metadata.entry_points(group=ENTRY_POINTS)}
     return {**plugins, **_table}
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sparsecc.artifact import Artifact, make_manifest
@@ -63,6 +63,7 @@ class Cpu(Target):
         report: Mapping[str, Any] | None = None,
         certificate: Mapping[str, Any] | None = None,
         members: Mapping[str, bytes] | None = None,
+        sizes: Mapping[str, Sequence[int]] | None = None,
     ) -> Artifact:
         """Pack ``model``; without ``signature`` it is called by the names of its inputs."""
         manifest = make_manifest(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -41,6 +41,7 @@ class Onnx(Target):
         report: Mapping[str, Any] | None = None,
         certificate: Mapping[str, Any] | None = None,
         members: Mapping[str, bytes] | None = None,
+        sizes: Mapping[str, Sequence[int]] | None = None,
     ) -> Artifact:
         """Pack ``model``; without ``signature`` it is called by the names of its inputs."""
         manifest = make_manifest(

@@ -25,6 +25,7 @@ from sparsecc.saliency.groups import NORMALISERS
 from tests.oracles import error, leaves, masked64, poisoned
 from tests.patterns import CASES
 from tests.random_nets import Net
+from tests.sampling import every
 from tests.test_property_torch import BOUND, least, nets
 
 CHOICES = st.fixed_dictionaries(
@@ -86,7 +87,7 @@ CONSTRAINED = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [n for n in CASES if n.startswith(CONSTRAINED)])
+@pytest.mark.parametrize("name", every(2, [n for n in CASES if n.startswith(CONSTRAINED)]))
 def test_constrained_patterns_under_a_global_budget(name: str) -> None:
     """Grouped convolutions, group norms, heads, gates and halves keep equal counts by construction."""
     model, inputs = CASES[name].make()

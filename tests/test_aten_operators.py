@@ -18,6 +18,7 @@ from sparsecc.lowering import lower
 from sparsecc.reference.torch_run import ProgramRunner
 from tests.oracles import error, leaves, masked64, poisoned
 from tests.patterns import CASES
+from tests.sampling import every
 from tests.test_property_torch import random_keeps
 
 EXACT = 1e-12
@@ -235,7 +236,7 @@ def _right(subject: TorchSubject) -> None:
             assert check.passed, check
 
 
-@pytest.mark.parametrize("name", CARRIED)
+@pytest.mark.parametrize("name", every(2, CARRIED))
 def test_features_may_go(name: str) -> None:
     subject = _subject(CARRIED[name])
     assert not [f for f in subject.analysis.frozen if f.reason.kind in ("rule failed", "unknown operator")]
@@ -260,7 +261,7 @@ DECOMPOSED = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("name", DECOMPOSED)
+@pytest.mark.parametrize("name", every(2, DECOMPOSED))
 def test_decomposed_programs_are_right(name: str) -> None:
     """The program in PyTorch's core operators, which is what other exporters hand over."""
     model, inputs = CASES[name].make()

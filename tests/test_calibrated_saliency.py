@@ -270,6 +270,7 @@ def test_a_group_that_no_layer_sums_over_is_left_alone_with_the_reason() -> None
 def test_scores_that_are_not_finite_are_an_error() -> None:
     """Data that overflow give no ranking, and the message says whose scores they are."""
     net = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 2)).eval()
+    nn.init.constant_(net[0].weight, 1.0)
     batch = torch.full((3, 4), 3e38)
     with pytest.raises(InvalidOption, match=r"'2\.weight' are not finite"):
         sparsecc.prune(net, (torch.randn(2, 4),), saliency="wanda", calibration=[batch])

@@ -154,6 +154,7 @@ def test_llama_loses_a_layer_neurons_and_heads(tmp_path: Path, dtype: torch.dtyp
     same(reloaded(tmp_path / "out"), model)
 
 
+@pytest.mark.nightly
 def test_qwen2_loses_neurons_and_grouped_heads(tmp_path: Path) -> None:
     """``head_dim`` has to be said once heads no longer fill the hidden width; embeddings stay tied."""
     model = on_disk(tmp_path / "in", qwen2())
@@ -168,6 +169,7 @@ def test_qwen2_loses_neurons_and_grouped_heads(tmp_path: Path) -> None:
     same(reloaded(tmp_path / "out"), model)
 
 
+@pytest.mark.nightly
 def test_gpt2_loses_a_layer_and_neurons(tmp_path: Path) -> None:
     model = on_disk(tmp_path / "in", gpt2())
     recipe = parse(

@@ -27,6 +27,7 @@ from sparsecc.plan import Write
 from tests.oracles import call, widened
 from tests.patterns import CASES
 from tests.patterns.base import Apply
+from tests.sampling import every
 
 EXACT = 1e-12
 
@@ -708,8 +709,8 @@ def planted(model: nn.Module, inputs: Any, seed: int) -> Pruned:
 
 
 @pytest.mark.parametrize(
-    "name",  # every third one here, all of them in the nightly suite
-    [pytest.param(n, marks=() if i % 3 == 0 else pytest.mark.nightly) for i, n in enumerate(CASES)],
+    "name",
+    every(5, CASES),
 )
 def test_patterns(name: str) -> None:
     model, inputs = CASES[name].make()
@@ -805,7 +806,7 @@ class Random(nn.Module):
         return self.head(F.adaptive_avg_pool2d(x, side).flatten(1))  # type: ignore[no-any-return]
 
 
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(st.integers(0, 10**6))
 def test_random_nets(seed: int) -> None:
     planted(Random(seed), (torch.randn(2, 3, 12, 12),), seed)

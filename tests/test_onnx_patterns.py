@@ -20,6 +20,7 @@ from sparsecc.pipeline import Pruned, run
 from tests.exported import UNWRITABLE, exported
 from tests.onnx_graphs import check_value_info, difference, error, explained, masked64, ort, run64, zeroed
 from tests.patterns import CASES
+from tests.sampling import every
 
 EXACT = 1e-12
 SINGLE = 2e-4
@@ -59,7 +60,7 @@ def done(name: str) -> Done:
     return _prune(exported(name))
 
 
-every_pattern = pytest.mark.parametrize("name", [n for n in CASES if n not in UNWRITABLE])
+every_pattern = pytest.mark.parametrize("name", every(2, [n for n in CASES if n not in UNWRITABLE]))
 
 
 @every_pattern

@@ -737,7 +737,7 @@ ALONE = """
     deform_conv depthwise_causal dynamic_quantize dynamic_quantize_matmul embed_layer_norm
     fused_conv fused_gemm fused_matmul group_query_attention grouped_matmul index_many matmul_nbits
     measured multi_head_attention opaque per_channel qconcat qconv qmatmul qmixed qsoftmax
-    self_attention skip_layer_norm split_gate tensor_scatter
+    quantisation_range self_attention skip_layer_norm split_gate tensor_scatter
 """
 
 

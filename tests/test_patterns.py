@@ -21,6 +21,7 @@ from sparsecc.pipeline import Pruned, run, settle
 from tests.exported import example
 from tests.oracles import call, error, fingerprint, forward64, leaves, masked64, nested, poisoned, zeroed
 from tests.patterns import CASES, Case
+from tests.sampling import every
 
 EXACT = 1e-12
 #: a cast to float32 in the model's own code bounds what its own forward can show
@@ -119,7 +120,7 @@ def test_class_is_kept_where_it_can_express_the_plan(name: str) -> None:
         assert any("returned as a graph module" in n for n in d.pruned.report.notes)
 
 
-@every_pattern
+@pytest.mark.parametrize("name", every(2, CASES))
 def test_result_trains_copies_stores_and_exports(name: str) -> None:
     d = done(name)
     model = copy.deepcopy(d.pruned.model)
@@ -145,7 +146,7 @@ def with_gradients(model: nn.Module, inputs: Any) -> set[str]:
     return {n for n, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("name", list(CASES)[::6])
+@pytest.mark.parametrize("name", every(9, CASES))
 def test_a_second_capture_gives_the_same_plan(name: str) -> None:
     case: Case = CASES[name]
     again = run(*case.make(), PASSES, verify=False)

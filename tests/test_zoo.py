@@ -31,16 +31,7 @@ SLOW = {
     ("hf/xlstm", "torch"),
     ("hf/swinv2", "torch"),
     ("hf/t5", "torch"),
-    ("hf/bart", "torch"),
-    ("hf/beit", "torch"),
-    ("hf/convbert", "torch"),
-    ("hf/levit", "torch"),
-    ("hf/llama", "onnx"),
-    ("hf/pvt", "torch"),
-    ("hf/xlnet", "torch"),
-    ("timm/edgenext_xx_small", "torch"),
     ("timm/ghostnet_050", "torch"),
-    ("torchvision/efficientnet_b0", "torch"),
 }
 
 

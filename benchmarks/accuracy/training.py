@@ -37,7 +37,7 @@ BATCH = 128
 class Training:
     """``recipe`` first, then ``steps`` of training, with a Sparsifier if ``sparsify`` says which.
 
-    ``peer`` prunes in the place of a recipe.
+    ``peer`` prunes in the place of a recipe.  ``rate`` is the learning rate at the start.
     """
 
     title: str
@@ -46,6 +46,7 @@ class Training:
     saliency: str = "l2"
     sparsify: Callable[[int], dict[str, Any]] | None = None
     peer: Callable[[ResNet20], nn.Module] | None = None
+    rate: float = 0.05
 
     @property
     def key(self) -> str:
@@ -90,6 +91,10 @@ TRAININGS: tuple[Training, ...] = (
         "25 % of inner channels, OBS, least squares", 200,
         f"{_CHANNELS.format(0.25)}; Reconstruction()", "obs",
     ),
+    Training(
+        "25 % of inner channels, OBS, least squares, learning rate .005", 200,
+        f"{_CHANNELS.format(0.25)}; Reconstruction()", "obs", rate=0.005,
+    ),
     Training("50 % of inner channels, L2", 200, _CHANNELS.format(0.5)),
     Training(
         "50 % of inner channels, OBS, least squares", 200,
@@ -133,7 +138,9 @@ def trained(training: Training, seed: int) -> tuple[float, float]:
     left = flops(model) / flops(load_resnet20())
     torch.manual_seed(seed)
     images, labels = (torch.from_numpy(a) for a in fashion_mnist("train"))
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=training.rate, momentum=0.9, weight_decay=5e-4, nesterov=True
+    )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, training.steps)
     model.train()
     sparsifier = None

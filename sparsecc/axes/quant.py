@@ -10,7 +10,7 @@ from sparsecc.axes import layout, reduce
 from sparsecc.axes.conv import conv
 from sparsecc.axes.registry import rule
 from sparsecc.axes.solver import Axes, Solver
-from sparsecc.axes.terms import Term, resolve
+from sparsecc.axes.terms import Term, atom, resolve
 from sparsecc.graph import Call
 
 # the same axes as their counterparts, but results are requantised, so constants do not pass unchanged
@@ -52,11 +52,24 @@ def _blocked(s: Solver, x: Axes, scale: Axes, axis: int, block: int) -> None:
 @rule("dynamic_quantize")
 def dynamic_quantize(s: Solver, c: Call) -> list[list[Term]]:
     """x[*] -> y[*] scale[] zero[], from the smallest and the largest entry"""
+    x = _ranged(s, c)
+    return [list(x) if place == 0 else [] for place in c.attrs["outputs"]]
+
+
+@rule("quantisation_range")
+def quantisation_range(s: Solver, c: Call) -> list[list[Term]]:
+    """x[*] -> scale[1] zero[1], from the smallest and the largest entry"""
+    _ranged(s, c)
+    return [[atom(1)] for _ in c.outputs]
+
+
+def _ranged(s: Solver, c: Call) -> Axes:
+    """The axes of operand 0, whose smallest and largest entries are looked for."""
     x = s.of(c, 0)
     for dim, term in enumerate(x):
         if resolve(term).size > 1:
             s.reduce(c, 0, dim)
-    return [list(x) if place == 0 else [] for place in c.attrs["outputs"]]
+    return x
 
 
 @rule("dynamic_quantize_matmul")

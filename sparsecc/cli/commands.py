@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,7 +128,7 @@ def _inspect_artifact(run: Run, file: str) -> None:
                 "target": artifact.target,
                 "made by": f"sparsecc {manifest['sparsecc']}",
                 "recipe": manifest["recipe"] or "none",
-                "members": ", ".join(f"{name} ({size:,} bytes)" for name, size in members.items()),
+                "members": ", ".join(_by_folder(members)),
             },
         ),
         render.signature_table("inputs", signature.inputs),
@@ -138,6 +138,17 @@ def _inspect_artifact(run: Run, file: str) -> None:
         *render.listing_tables(listing),
         *render.certificate_tables(Certificate.from_json(manifest["certificate"])),
     )
+
+
+def _by_folder(members: Mapping[str, int]) -> Iterator[str]:
+    """Files with their sizes, those of a folder together."""
+    folders: dict[str, list[int]] = {}
+    for name, size in members.items():
+        folder, slash, _ = name.partition("/")
+        folders.setdefault(folder + slash, []).append(size)
+    for name, sizes in folders.items():
+        many = f"{len(sizes)} files, " if name.endswith("/") else ""
+        yield f"{name} ({many}{sum(sizes):,} bytes)"
 
 
 def _listing(artifact: Any) -> list[dict[str, str]]:
@@ -297,8 +308,13 @@ def compile_model(
     import sparsecc
     from sparsecc.cli import render
     from sparsecc.cli.models import check_artifact_output, read_calibration, read_model
+    from sparsecc.errors import InvalidOption
 
     of_target = read_target_options((*chosen, *_TUNED * tune))
+    if tune and len([text for text in chosen if text.startswith("choose=")]):
+        raise InvalidOption(
+            "--tune is --option choose=measured: give one of them, not another choice as well"
+        )
     with run.progress() as stage:
         stage("capture")
         check_artifact_output(output, target)
@@ -416,12 +432,16 @@ def run_artifact(
             "outputs": done.outputs,
             "median_ms": done.median_ms,
             "rounds": done.rounds,
+            "stand_in": done.stand_in,
             "output": output,
         },
         render.table(
             "outputs", ("name", "type", "shape"), [(o["name"], o["dtype"], o["shape"]) for o in done.outputs]
         ),
-        render.line(f"median latency: {done.median_ms:.3g} ms ({done.rounds} runs, target {done.target})"),
+        render.line(
+            f"median latency: {done.median_ms:.3g} ms ({done.rounds} runs, target {done.target})"
+            + (f", of {done.stand_in}: no time of the target" if done.stand_in else "")
+        ),
     )
 
 

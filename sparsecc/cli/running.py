@@ -26,7 +26,7 @@ _WARMUP = 2
 
 @dataclass(frozen=True)
 class Done:
-    """What came out, from what, and how fast."""
+    """What came out, from what, and how fast; ``stand_in`` ran in the place of the target's own device."""
 
     target: str
     inputs: list[dict[str, Any]]
@@ -34,6 +34,7 @@ class Done:
     outputs: list[dict[str, Any]]
     median_ms: float
     rounds: int
+    stand_in: str
 
 
 def run_once(
@@ -65,9 +66,10 @@ def run_once(
             np.savez(stream, allow_pickle=False, **{name: to_numpy(value) for name, value in found.items()})
     stage("time")
     times = _times(lambda: executor.run_named(named), rounds)
+    median = statistics.median(times) * 1e3
     shown = [_described(name, value) for name, value in found.items()]
     given = [_described(name, value) for name, value in named.items()]
-    return Done(artifact.target, given, made_up, shown, statistics.median(times) * 1e3, len(times))
+    return Done(artifact.target, given, made_up, shown, median, len(times), executor.stand_in)
 
 
 def _feeds(

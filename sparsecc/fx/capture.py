@@ -18,6 +18,7 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from sparsecc.errors import InvalidOption, UnsupportedModel
+from sparsecc.fx.stored import check_stored
 
 
 @dataclass
@@ -107,12 +108,14 @@ def capture(
     where torch.export cannot trace the model (its own message is attached).
     """
     if isinstance(model, ExportedProgram):
+        check_stored((n, t) for n, t in model.state_dict.items() if isinstance(t, torch.Tensor))
         return _program(model, None, [])
     if isinstance(model, torch.jit.ScriptModule):
         raise UnsupportedModel("TorchScript modules hold no Python to export; give the original nn.Module")
     if not isinstance(model, torch.nn.Module):
         raise UnsupportedModel(f"cannot capture a {type(model).__name__}; give a torch.nn.Module")
     inner, notes = unwrap(model)
+    check_stored((*inner.named_parameters(), *inner.named_buffers()))
     if example_inputs is None:
         raise InvalidOption(
             f"capturing a {type(inner).__name__} needs example_inputs: a tuple of positional inputs "

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from torch.fx import Node
+
 from sparsecc.fx.spec import Bound, Entry, Shapes, Spec, ints, operand, same, tensors, whole, words
 
 
@@ -93,6 +95,24 @@ def _per_tensor(b: Bound, s: Shapes) -> Spec:
     return Spec("elementwise", tensors(b))
 
 
+def _range(b: Bound, s: Shapes) -> Spec:
+    """x[*] -> scale[1] zero[1], from the smallest and the largest entry, 0 included"""
+    return Spec("quantisation_range", (b["input"],), {"outputs": [0, 1]})
+
+
+def _range_by_token(b: Bound, s: Shapes) -> Spec:
+    """x[*,D] -> scale[*,1] zero[*,1]"""
+    return Spec("reduce", (b["input"],), {"kind": "range", "dims": [-1], "keepdim": True})
+
+
+def _grouped(b: Bound, s: Shapes) -> Spec:
+    """x[N,K] with scales[N,K/group]; with scales[N] a group is a whole row, whose length the call states."""
+    if s.rank(b["scales"]) != s.rank(b["input"]):
+        return whole("quantize", "has one group in each row", b)
+    zeros = b["zero_points"] if isinstance(b["zero_points"], Node) else None
+    return Spec("quantize", (b["input"], b["scales"], zeros), {"axis": -1, "block": b["group_size"]})
+
+
 def _unpool(spatial: int) -> Entry:
     return lambda b, s: Spec("unpool", (b["self"], b["indices"]), {"spatial": spatial})
 
@@ -147,4 +167,15 @@ TABLE: dict[str, Entry] = {
     "quantized_decomposed.dequantize_per_tensor": _per_tensor,
     "quantized_decomposed.quantize_per_channel": _per_channel("axis", "input", "scales", "zero_points"),
     "quantized_decomposed.dequantize_per_channel": _per_channel("axis", "input", "scales", "zero_points"),
+    "quantized_decomposed.fake_quant_per_channel": _per_channel("axis", "input", "scales", "zero_points"),
+    "quantized_decomposed.quantize_per_channel_group": _grouped,
+    "quantized_decomposed.dequantize_per_channel_group": _grouped,
+    "quantized_decomposed.quantize_per_token": _per_tensor,
+    "quantized_decomposed.dequantize_per_token": _per_tensor,
+    "quantized_decomposed.convert_element_type": _per_tensor,
+    "quantized_decomposed.choose_qparams": _range,
+    "quantized_decomposed.choose_qparams_symmetric": _range,
+    "quantized_decomposed.choose_qparams_per_token": _range_by_token,
+    "quantized_decomposed.choose_qparams_per_token_asymmetric": _range_by_token,
+    "quantized_decomposed._choose_qparams_per_token_asymmetric_impl": _range_by_token,
 }

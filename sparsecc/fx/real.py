@@ -9,8 +9,13 @@ from torch.fx import Node
 
 from sparsecc.fx.capture import Program
 from sparsecc.fx.ops import aten_name, bind
+from sparsecc.fx.spec import Bound
 
-_DECODERS = ("quantized_decomposed.dequantize_per_tensor", "quantized_decomposed.dequantize_per_channel")
+_DECODERS = (
+    "quantized_decomposed.dequantize_per_tensor",
+    "quantized_decomposed.dequantize_per_channel",
+    "quantized_decomposed.dequantize_per_channel_group",
+)
 
 
 def coded(program: Program) -> dict[str, Node]:
@@ -35,8 +40,8 @@ def decoded(program: Program, decoder: Node, numbers: torch.Tensor) -> torch.Ten
     if scale is None:
         return real
     if zero is not None:
-        real = real - _along(zero.float(), real, bound.get("axis"))
-    return real * _along(scale.float(), real, bound.get("axis"))
+        real = real - _along(zero.float(), real, bound)
+    return real * _along(scale.float(), real, bound)
 
 
 def _stored(program: Program, value: Any) -> torch.Tensor | None:
@@ -46,8 +51,11 @@ def _stored(program: Program, value: Any) -> torch.Tensor | None:
     return None if name is None else program.weights[program.tied.get(name, name)].detach()
 
 
-def _along(entries: torch.Tensor, real: torch.Tensor, axis: int | None) -> torch.Tensor:
-    """Entries of an axis in a shape that goes with the whole tensor."""
+def _along(entries: torch.Tensor, real: torch.Tensor, bound: Bound) -> torch.Tensor:
+    """Entries of an axis, or of groups along the last one, in a shape that goes with the whole tensor."""
+    if "group_size" in bound:
+        return entries.reshape(len(real), -1).repeat_interleave(bound["group_size"], dim=1)
+    axis: int | None = bound.get("axis")
     if axis is None or entries.numel() == 1:
         return entries.reshape(())
     return entries.reshape([-1 if d == axis % real.dim() else 1 for d in range(real.dim())])

@@ -114,8 +114,10 @@ class ProgramSemantics:
         return float(value) if isinstance(value, (int, float)) else None
 
     def offset(self, call: Call) -> torch.Tensor | None:
-        """Numbers that are spelled out, or a buffer of them."""
+        """Numbers that are spelled out, or a buffer of them; None given for zero points means 0."""
         bound = bind(call.raw)
+        if bound.get("zero_points", 0) is None:
+            return torch.tensor(0)
         found = bound.get("zero_points", bound.get("zero_point"))
         if isinstance(found, (int, float)):
             return torch.tensor(found)

@@ -8,7 +8,7 @@ a second one that shows which sizes depend on the inputs.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,13 +16,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from sparsecc.errors import InvalidOption
 from sparsecc.onnxfile.abstract import Execution
 from sparsecc.onnxfile.cells import Cell, Origin, Tags
 from sparsecc.onnxfile.dims import DimKey, Problem, dim_key
 from sparsecc.onnxfile.model import OnnxFile
 from sparsecc.onnxfile.tensors import LACKING
 
-__all__ = ["DimKey", "Info", "Origin", "Shapes", "dim_key", "infer"]
+__all__ = ["DimKey", "Info", "Origin", "Shapes", "dim_key", "dims_of", "infer"]
 
 
 @dataclass(slots=True)
@@ -87,6 +88,24 @@ class Shapes:
 
 
 _NOTHING = Info(None, why="no such value")
+
+
+def dims_of(model: OnnxFile, sizes: Mapping[str, Sequence[int]]) -> dict[DimKey, int]:
+    """Dynamic dimensions of inputs that have the given sizes; raises InvalidOption where two sizes differ."""
+    dims: dict[DimKey, int] = {}
+    for info in model.inputs:
+        given = sizes.get(info.name)
+        if given is None:
+            continue
+        for axis, dim in enumerate(info.type.tensor_type.shape.dim):
+            if dim.dim_value > 0:
+                continue
+            size, key = given[axis], dim_key(info.name, axis, dim.dim_param)
+            if dims.setdefault(key, size) != size:
+                raise InvalidOption(
+                    f"the example inputs have sizes {dims[key]} and {size} for {key!r}; give one size"
+                )
+    return dims
 
 
 def infer(model: OnnxFile, dims: Mapping[DimKey, int] | None = None) -> Shapes:

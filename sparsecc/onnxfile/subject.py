@@ -21,7 +21,7 @@ from sparsecc.graph import Call, View
 from sparsecc.onnxfile.editor import edit
 from sparsecc.onnxfile.model import TORCH_DTYPES, OnnxFile, copy_proto, replace_tensor, to_torch
 from sparsecc.onnxfile.reader import read
-from sparsecc.onnxfile.shapes import DimKey, Shapes, dim_key, infer
+from sparsecc.onnxfile.shapes import Shapes, dims_of, infer
 from sparsecc.onnxfile.synth import synthesise
 from sparsecc.onnxfile.timing import timed_call
 from sparsecc.plan import Bypass, Fold, Mask, Plan, Write
@@ -124,20 +124,8 @@ class OnnxSubject(Subject):
     @cached_property
     def shapes(self) -> Shapes:
         """Shapes of every value, at the sizes of the example inputs where there are any."""
-        dims: dict[DimKey, int] = {}
-        for info in self.file.inputs:
-            example = self.examples.get(info.name)
-            if example is None:
-                continue
-            for axis, dim in enumerate(info.type.tensor_type.shape.dim):
-                if dim.dim_value > 0:
-                    continue
-                size, key = example.shape[axis], dim_key(info.name, axis, dim.dim_param)
-                if dims.setdefault(key, size) != size:
-                    raise InvalidOption(
-                        f"the example inputs have sizes {dims[key]} and {size} for {key!r}; give one size"
-                    )
-        found = infer(self.file, dims)
+        sizes = {name: tuple(example.shape) for name, example in self.examples.items()}
+        found = infer(self.file, dims_of(self.file, sizes))
         for name, value in found.values.items():
             if value.shape is not None and math.prod(value.shape) > MAX_ELEMENTS:
                 raise UnsupportedModel(

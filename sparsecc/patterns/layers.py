@@ -22,6 +22,7 @@ _DECODERS = frozenset(
         "dequantizelinear",
         "quantized_decomposed.dequantize_per_tensor",
         "quantized_decomposed.dequantize_per_channel",
+        "quantized_decomposed.dequantize_per_channel_group",
     }
 )
 

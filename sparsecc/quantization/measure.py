@@ -25,7 +25,7 @@ def measured(before: OnnxFile, after: OnnxFile, batches: Iterable[Feeds]) -> tup
     integers = any("Integer" in node.op_type for node in after.proto.graph.node)
     ways = (False,) if integers else (False, True)
     quantised = {exact: _session(after, "quantised", exact=exact) for exact in ways}
-    sums = {(name, exact): _Sums() for name in names for exact in quantised}
+    sums = {(name, exact): Sums() for name in names for exact in quantised}
     for feeds in batches:
         truth = _ran(wanted, names, feeds)
         for exact, session in quantised.items():
@@ -39,18 +39,21 @@ def measured(before: OnnxFile, after: OnnxFile, batches: Iterable[Feeds]) -> tup
     )
 
 
-def _exact(found: _Sums | None) -> float:
+def _exact(found: Sums | None) -> float:
     return math.nan if found is None else found.error("").sqnr_db
 
 
 @dataclass
-class _Sums:
+class Sums:
+    """Energy of an output and of what it is off by, over all batches that were added."""
+
     signal: float = 0.0
     noise: float = 0.0
     largest: float = 0.0
     batches: int = 0
 
     def add(self, wanted: Any, got: Any) -> None:
+        """A batch of arrays."""
         difference = got.astype(np.float64) - wanted
         self.signal += float(np.square(wanted, dtype=np.float64).sum())
         self.noise += float(np.square(difference).sum())
@@ -58,6 +61,7 @@ class _Sums:
         self.batches += 1
 
     def error(self, name: str) -> Error:
+        """What was found, under the output's name."""
         ratio = self.signal / self.noise if self.noise else math.inf
         return Error(
             output=name,

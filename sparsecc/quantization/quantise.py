@@ -84,7 +84,7 @@ def quantize(
     source = Source.of(model, example_inputs, dynamic_shapes)
     check_quantisable(source.file)
     data = CalibrationData.of(calibration)
-    ranging, held = _split(data, evaluation, calibrates=options.activations is not None)
+    ranging, held = split(data, evaluation, calibrates=options.activations is not None)
     float_model = folded(untransposed(source.file))
     progress("quantise")
     if options.activations is None:
@@ -104,13 +104,13 @@ def quantize(
         len(ranging) if options.activations is not None else 0,
         _size(source.file),
         _size(result),
-        (*_notes(layers), *_saturation(errors)),
+        (*floats_left(layers), *_saturation(errors)),
     )
     return Quantised(result.proto, report, result)
 
 
-def _split(data: CalibrationData, evaluation: Any, *, calibrates: bool) -> tuple[list[Any], list[Any]]:
-    """Batches that ranges follow from, and others to measure on."""
+def split(data: CalibrationData, evaluation: Any, *, calibrates: bool) -> tuple[list[Any], list[Any]]:
+    """Batches that ranges follow from, and others to measure on; raises InvalidOption for too few."""
     batches = list(data)
     if evaluation is not None:
         ranging, held = batches, list(CalibrationData.of(evaluation))
@@ -128,7 +128,8 @@ def _split(data: CalibrationData, evaluation: Any, *, calibrates: bool) -> tuple
     return ranging, held
 
 
-def _notes(layers: Sequence[Layer]) -> Iterator[str]:
+def floats_left(layers: Sequence[Layer]) -> Iterator[str]:
+    """A note on weights of products that were not quantised."""
     left = [layer.weight for layer in layers if layer.dtype not in INTEGERS]
     if left:
         more = f" and {len(left) - _LISTED} more" if len(left) > _LISTED else ""

@@ -44,7 +44,9 @@ def check_zeros(
         stored = theirs.made_from(name)
         if not stored and name in told:
             raise VerificationFailed(f"the pattern of {name!r} cannot be checked: the weight is gone")
-        lines += [_line(name, made, ours, theirs, told.get(name, ())) for made in stored]
+        for other in stored:
+            values = ours.values(name), theirs.values(other)
+            lines.append(compared(name, other, *values, theirs.dtype(other), told.get(name, ())))
     return tuple(lines)
 
 
@@ -70,8 +72,18 @@ class _Weights:
         return self.subject.view.weights[name].dtype
 
 
-def _line(name: str, stored: str, ours: _Weights, theirs: _Weights, promised: Sequence[Pattern]) -> Layer:
-    before, after = ours.values(name), theirs.values(stored)
+def compared(
+    name: str,
+    stored: str,
+    before: npt.NDArray[np.float32],
+    after: npt.NDArray[np.float32],
+    dtype: str,
+    promised: Sequence[Pattern],
+) -> Layer:
+    """A weight before and after, as real numbers whose last axis is the one that is summed along.
+
+    Raises VerificationFailed where a zero or what was promised is gone.
+    """
     if before.shape != after.shape:
         raise VerificationFailed(f"{stored!r} has shape {after.shape}, made from {name!r} of {before.shape}")
     if lost := int(np.count_nonzero((before == 0) & (after != 0))):
@@ -83,7 +95,7 @@ def _line(name: str, stored: str, ours: _Weights, theirs: _Weights, promised: Se
     return Layer(
         weight=name,
         stored=stored,
-        dtype=theirs.dtype(stored),
+        dtype=dtype,
         patterns=tuple(held),
         zeros_before=before.size - int(np.count_nonzero(before)),
         zeros=zeros,

@@ -247,4 +247,12 @@ _REDUCTIONS: dict[str, Callable[[Call, Tensors, Pruned, Masks, Default], tuple[t
 }
 
 #: operators that reduce over what several operands hold together: run on the kept positions alone
-_NARROWED = frozenset({"skip_layer_norm", "embed_layer_norm", "dynamic_quantize", "dynamic_quantize_matmul"})
+_NARROWED = frozenset(
+    {
+        "skip_layer_norm",
+        "embed_layer_norm",
+        "dynamic_quantize",
+        "dynamic_quantize_matmul",
+        "quantisation_range",
+    }
+)

@@ -74,6 +74,10 @@ INT8_CURVES: Mapping[str, Curve] = MappingProxyType(
 )
 
 
+#: how the reason begins where a layer should have been measured, and could not be
+UNMEASURED = "not measured here; "
+
+
 @dataclass(frozen=True, slots=True)
 class Choice:
     """What was chosen for a layer and why; ``expected`` is the speed-up, 0 where none is known."""
@@ -115,7 +119,7 @@ def choose(layer: Layer, arch: str, how: str, dtype: str = "fp16", measure: Mete
         why = f"{times.ratio:.2f}x measured: {times.dense:.1f} us dense, {_best(times)}"
         return made(times.ratio > 1.0, times.ratio, why, times.best)
     expected, why = _modelled(layer, arch, dtype)
-    return made(expected > 1.0, expected, ("not measured here; " if how == "measured" else "") + why)
+    return made(expected > 1.0, expected, (UNMEASURED if how == "measured" else "") + why)
 
 
 def _modelled(layer: Layer, arch: str, dtype: str) -> tuple[float, str]:

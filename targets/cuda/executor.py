@@ -40,6 +40,8 @@ class TorchExecutor(Executor):
         self.device = device_for(artifact, self.layers)
         if self.device.type == "cuda":
             load_kernels(artifact, self.device)
+        elif sparse:
+            self.stand_in = "the artifact's form for the CPU; no GPU here runs its kernels"
         self._folder = tempfile.TemporaryDirectory(prefix="sparsecc-")  # weights are read from it when needed
         artifact.extract(self._folder.name, *(n for n in (MODEL, WEIGHTS) if n in artifact.members))
         file = OnnxFile.load(Path(self._folder.name, MODEL))

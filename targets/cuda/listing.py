@@ -11,6 +11,7 @@ from sparsecc.artifact import Artifact
 from sparsecc.errors import InvalidModel
 from sparsecc.target import TargetSpec
 from sparsecc.targets.cuda.build import Kernel
+from sparsecc.targets.cuda.choice import UNMEASURED
 from sparsecc.targets.cuda.config import OUTPUT_BYTES
 from sparsecc.targets.cuda.launch import chosen, device_for, kernels_of
 from sparsecc.targets.cuda.roofline import GPUS, Gpu, Roof, roof
@@ -91,15 +92,14 @@ def summary(artifact: Artifact) -> list[str]:
     """How many layers run sparse and why the others do not, in one or two sentences."""
     layers = layers_of(artifact)
     sparse = sum(bool(entry["sparse"]) for entry in layers)
-    reasons = Counter(
-        "2:4 is not expected to pay at their size" if entry["expected"] else entry["why"]
-        for entry in layers
-        if not entry["sparse"]
-    )
-    dense = "; ".join(f"{count} stay dense: {why}" for why, count in reasons.most_common(4))
-    notes = [
-        f"{sparse} of {len(layers)} products run on sparse tensor cores" + (f"; {dense}" if dense else "")
-    ]
+    dense = [entry for entry in layers if not entry["sparse"]]
+    rows = sorted({entry["rows"] for entry in dense if entry["expected"]})
+    no_gain = _NO_GAIN.format(" to ".join(str(n) for n in dict.fromkeys((*rows[:1], *rows[-1:]))))
+    reasons = Counter(no_gain if entry["expected"] else entry["why"] for entry in dense)
+    left = "; ".join(f"{count} stay dense: {why}" for why, count in reasons.most_common(4))
+    notes = [f"{sparse} of {len(layers)} products run on sparse tensor cores" + (f"; {left}" if left else "")]
+    if unmeasured := sum(entry["why"].startswith(UNMEASURED) for entry in layers):
+        notes.append(f"{unmeasured} products were not measured: no GPU here runs them")
     if sparse:
         notes.append(_least(artifact, layers))
     if sparse and device_for(artifact, layers).type == "cpu":
@@ -111,9 +111,16 @@ def summary(artifact: Artifact) -> list[str]:
     return notes
 
 
+#: of a dense layer, whose rows are those of the example inputs
+_NO_GAIN = "2:4 is not expected to pay with {} rows, as the example inputs have (choose=always: anyway)"
+
+
 def _least(artifact: Artifact, layers: list[dict[str, Any]]) -> str:
     """The sum of all roofs, and of which GPU."""
     gpu, kernels = GPUS[TargetSpec.parse(artifact.target).arch], kernels_of(artifact)
     roofs = [_roof(kernel, entry, gpu) for entry in layers if (kernel := _kernel(kernels, entry)) is not None]
     total = sum(one.microseconds for one in roofs)
-    return f"no GPU like the {gpu.name} runs these in less than {total:.3g} us, by its published peaks"
+    return (
+        f"a bound, no measurement: by its published peaks the {gpu.name} needs {total:.3g} us for these "
+        "products, at the sizes of the example inputs"
+    )

@@ -58,14 +58,16 @@ class _Cuda(Target):
         report: Mapping[str, Any] | None = None,
         certificate: Mapping[str, Any] | None = None,
         members: Mapping[str, bytes] | None = None,
+        sizes: Mapping[str, Sequence[int]] | None = None,
     ) -> Artifact:
         """Choose layers, build their kernels, and pack the graph that calls them.
 
+        Whether 2:4 pays is judged at ``sizes``; without them, at the smallest that the model takes.
         Raises ``TargetUnavailable`` where TVM or NVRTC is missing, ``TargetRefused`` where int8 is asked of a
         model that is not quantised.
         """
         from sparsecc.onnxfile.model import OnnxFile as File
-        from sparsecc.onnxfile.shapes import infer
+        from sparsecc.onnxfile.shapes import dims_of, infer
         from sparsecc.targets.cuda.build import build_gemms
         from sparsecc.targets.cuda.launch import FOLDER, KERNELS
         from sparsecc.targets.cuda.layers import find_layers
@@ -76,7 +78,7 @@ class _Cuda(Target):
         from sparsecc.targets.onnx import onnx_members
 
         file = model.inlined()
-        layers = find_layers(file, shapes := infer(file), spec.dtype)
+        layers = find_layers(file, shapes := infer(file, dims_of(file, sizes or {})), spec.dtype)
         if spec.dtype == "int8" and not any(layer.coded for layer in layers):
             raise refused(str(spec), [_NOT_QUANTISED])
         measure = meter(self.name) if self.choose == "measured" else None

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from sparsecc.targets.relax.fuse import fused
-from sparsecc.targets.relax.graph import Graph, sizes
+from sparsecc.targets.relax.graph import Graph, fixed, sizes
 from sparsecc.targets.relax.product import FLOATS, GROUP, Array, Product, Window, is_two_of_four
 
 
@@ -27,9 +27,30 @@ def find_products(function: Any, name: str) -> Iterator[Product]:
     graph = Graph.of(function)
     for var in graph.values:
         call = graph.call(var, *_READERS)
-        weight = None if call is None else graph.constant(call.args[1])
+        weight = None if call is None else _weight(graph, var, call)
         if weight is not None and weight.size:
             yield _product(graph, var, call, weight, f"{name}/{var.name}")
+
+
+def _weight(graph: Graph, var: Any, call: Any) -> Array | None:
+    """The constant that a product reads, also where one matrix is repeated for every item of the batch."""
+    weight = graph.constant(call.args[1])
+    repeated = graph.call(call.args[1], "relax.broadcast_to")
+    if weight is not None or repeated is None or call.op.name != "relax.matmul":
+        return weight
+    weight = graph.constant(repeated.args[0])
+    if weight is None or weight.ndim < 2 or any(n != 1 for n in weight.shape[:-2]):
+        return None
+    given, result = (getattr(e.ty.shape, "values", None) for e in (call.args[0], var))
+    alike = given is not None and result is not None and _alike(given[:-1], result[:-1])
+    return weight.reshape(weight.shape[-2:]) if alike else None
+
+
+def _alike(ours: Any, theirs: Any) -> bool:
+    """Whether sizes are the same numbers, or the same variables."""
+    return len(ours) == len(theirs) and all(
+        a.same_as(b) if fixed(a) is None else fixed(a) == fixed(b) for a, b in zip(ours, theirs, strict=True)
+    )
 
 
 def _product(graph: Graph, var: Any, call: Any, weight: Array, where: str) -> Product:

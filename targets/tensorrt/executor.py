@@ -48,9 +48,13 @@ def _on_cpu(artifact: Artifact, threads: int | None, entries: list[dict[str, Any
 
     It stands in for an engine, whose sums of products of 8 bits are exact.
     """
-    if any(entry["dtype"] == "bfloat16" for entry in entries):
-        return ReferenceExecutor(artifact)
-    return OrtExecutor(artifact, threads=threads, exact=True)
+    on_cpu: Executor = (
+        ReferenceExecutor(artifact)
+        if any(entry["dtype"] == "bfloat16" for entry in entries)
+        else OrtExecutor(artifact, threads=threads, exact=True)
+    )
+    on_cpu.stand_in = "the model on the CPU; no engine of TensorRT runs here"
+    return on_cpu
 
 
 class _Checked(Executor):

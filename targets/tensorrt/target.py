@@ -10,7 +10,7 @@ command line of trtexec, and runs on onnxruntime.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sparsecc.artifact import MODEL, Artifact, Member, make_manifest
@@ -59,6 +59,7 @@ class Tensorrt(Target):
         report: Mapping[str, Any] | None = None,
         certificate: Mapping[str, Any] | None = None,
         members: Mapping[str, bytes] | None = None,
+        sizes: Mapping[str, Sequence[int]] | None = None,
     ) -> Artifact:
         """Prepare the model and pack it with what builds the engine, or with the engine.
 

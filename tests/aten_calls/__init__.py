@@ -61,6 +61,12 @@ APART = frozenset(
         "_fft_c2c _fft_c2r _fft_r2c pin_memory quantized_decomposed.dequantize_per_channel",
         "quantized_decomposed.dequantize_per_tensor quantized_decomposed.quantize_per_channel",
         "quantized_decomposed.quantize_per_tensor transformers.grouped_mm_fallback",
+        "quantized_decomposed.choose_qparams quantized_decomposed.choose_qparams_symmetric",
+        "quantized_decomposed.choose_qparams_per_token quantized_decomposed.convert_element_type",
+        "quantized_decomposed.choose_qparams_per_token_asymmetric quantized_decomposed.quantize_per_token",
+        "quantized_decomposed._choose_qparams_per_token_asymmetric_impl",
+        "quantized_decomposed.dequantize_per_token quantized_decomposed.fake_quant_per_channel",
+        "quantized_decomposed.quantize_per_channel_group quantized_decomposed.dequantize_per_channel_group",
         "view_as_complex_copy view_as_real_copy",
     )
     for word in line.split()

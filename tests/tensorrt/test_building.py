@@ -19,6 +19,7 @@ from sparsecc.targets.tensorrt import prepare
 from sparsecc.targets.tensorrt.gate import accepted, runtime
 from sparsecc.targets.tensorrt.packing import script, trtexec
 from sparsecc.targets.tensorrt.profiles import profiles
+from tests.sampling import every
 from tests.tensorrt.graphs import (
     KERNELS,
     MATRICES,
@@ -120,7 +121,7 @@ def cases() -> Iterator[tuple[str, bool]]:
 
 @needs_rtx
 @pytest.mark.parametrize("linear", ["matmul", "conv"])
-@pytest.mark.parametrize(("spelling", "spatial"), list(cases()))
+@pytest.mark.parametrize(("spelling", "spatial"), every(2, cases()))
 def test_tensorrt_rtx_accepts_every_spelling(spelling: str, spatial: bool, linear: str) -> None:
     proto = one(spelling, spatial)
     for dtype in (None, "fp16", "bf16"):

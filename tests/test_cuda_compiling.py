@@ -1,0 +1,191 @@
+"""What a user meets who compiles for sparse tensor cores without a GPU: ranges, sizes, words on speed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+import torch
+from click.testing import CliRunner
+from torch import nn
+
+import sparsecc
+from sparsecc.cli.commands import cli
+from sparsecc.errors import InvalidModel, InvalidOption, TargetRefused
+from sparsecc.fx.to_onnx import to_onnx
+from sparsecc.passes import NMPattern
+
+ALWAYS = {"choose": "always"}
+
+
+def mlp(width: int = 64) -> nn.Sequential:
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 16)).eval()
+
+
+def pruned(model: nn.Module, x: torch.Tensor) -> Any:
+    return sparsecc.prune(model, (x,), recipe=NMPattern()).model
+
+
+# -- numbers beyond fp16 -----------------------------------------------------------------------------
+
+
+def large_inputs() -> tuple[nn.Module, torch.Tensor]:
+    return mlp(), torch.randn(8, 64) * 3e4
+
+
+def large_inside() -> tuple[nn.Module, torch.Tensor]:
+    model = mlp()
+    with torch.no_grad():
+        model[0].weight *= 1e6
+        model[2].weight /= 1e6
+    return model, torch.randn(8, 64)
+
+
+def large_weights() -> tuple[nn.Module, torch.Tensor]:
+    model = mlp()
+    with torch.no_grad():
+        model[2].weight *= 2e6
+    return model, torch.randn(8, 64)
+
+
+@pytest.mark.parametrize(
+    ("make", "target"),
+    [
+        (large_inputs, "sm80-2:4"),
+        (large_inside, "sm80-2:4"),
+        (large_weights, "sm80-2:4"),
+        (large_inputs, "tensorrt-2:4-fp16"),
+        (large_inside, "tensorrt-2:4-fp16"),  # which leaves layers with large weights in float32
+    ],
+)
+def test_numbers_beyond_the_type_are_refused_by_name(make: Any, target: str) -> None:
+    """An infinite bound would let everything pass."""
+    model, x = make()
+    options = ALWAYS if target.startswith("sm") else {}
+    with pytest.raises(
+        TargetRefused, match=r"reads numbers up to .* float16 ends at 65504: ask for bfloat16"
+    ):
+        sparsecc.compile(pruned(model, x), (x,), target=target, options=options)
+    wide = target.replace("-fp16", "") + "-bf16"
+    compiled = sparsecc.compile(pruned(model, x), (x,), target=wide, options=options)
+    assert compiled.certificate.status == "VERIFIED"
+    assert all(c.bound < float("inf") for c in compiled.certificate.checks)
+    assert bool(compiled(x).isfinite().all())
+
+
+class Ill(nn.Module):
+    """A difference of large numbers: rounding its operands leaves nothing of the result."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(64, 64, bias=False), nn.Linear(64, 8, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.second(self.first(x + 1000) - self.first(x.new_full((64,), 1000.0)))
+        return y * 1e-3
+
+
+def test_models_of_which_rounding_leaves_nothing_are_refused() -> None:
+    torch.manual_seed(0)
+    model, x = Ill().eval(), torch.randn(8, 64) * 1e-3
+    with pytest.raises(TargetRefused, match=r"moves by .* when operands of products are rounded to float16"):
+        sparsecc.compile(pruned(model, x), (x,), target="sm80-2:4", options=ALWAYS)
+
+
+def test_a_model_of_fp16_that_overflows_by_itself_is_compared_where_it_does_not() -> None:
+    model, x = mlp(), torch.randn(8, 64)
+    with torch.no_grad():
+        model[2].weight[0] *= 6e4
+        model[2].weight.clamp_(-6e4, 6e4)
+    model, x = model.half(), (x * 100).half()
+    assert not bool(model(x).isfinite().all())
+    compiled = sparsecc.compile(model, (x,), target="sm80", options=ALWAYS)
+    assert compiled.certificate.status == "VERIFIED"
+    assert all(c.bound < float("inf") for c in compiled.certificate.checks if c.what == "artifact")
+
+
+# -- sizes -------------------------------------------------------------------------------------------
+
+
+def rows_of(compiled: sparsecc.Compiled) -> list[tuple[int, bool]]:
+    layers = json.loads(compiled.artifact.read("layers.json"))
+    return [(entry["rows"], entry["sparse"]) for entry in layers]
+
+
+@pytest.mark.parametrize(("rows", "pays"), [(4, False), (4096, True)])
+def test_example_inputs_decide_whether_the_pattern_pays(rows: int, pays: bool, tmp_path: Path) -> None:
+    """In both dialects, with a batch that may vary."""
+    model = nn.Sequential(nn.Linear(1024, 1024)).eval()
+    x = torch.randn(rows, 1024)
+    model = pruned(model, x)
+    compiled = sparsecc.compile(model, (x,), target="sm80-2:4")
+    assert rows_of(compiled) == [(rows, pays)]
+    words = " ".join(compiled.report.notes)
+    assert (f"not expected to pay with {rows} rows, as the example inputs have" in words) != pays
+    batch = torch.export.Dim("batch", min=1, max=1 << 16)
+    path = tmp_path / "model.onnx"
+    onnx.save(to_onnx(torch.export.export(model, (x,), dynamic_shapes=({0: batch},))), str(path))
+    assert rows_of(sparsecc.compile(path, {"input": x}, target="sm80-2:4")) == [(rows, pays)]
+    out = tmp_path / "a.scc"
+    run = CliRunner().invoke(
+        cli, ["compile", str(path), "--target", "sm80-2:4", "--dim", f"batch={rows}", "-o", str(out)]
+    )
+    assert run.exit_code == 0, run.output
+    assert rows_of(sparsecc.load(out)) == [(rows, pays)]
+
+
+# -- words -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("artifact") / "a.scc"
+    x = torch.randn(8, 64)
+    compiled = sparsecc.compile(pruned(mlp(), x), (x,), target="sm80-2:4", options=ALWAYS, latency=True)
+    assert compiled.report.latency is None
+    assert any("latency was not measured" in note and "no GPU" in note for note in compiled.report.notes)
+    compiled.save(path)
+    return path
+
+
+def ran(*arguments: str) -> str:
+    """The command in a process of its own: nothing else has imported anything."""
+    command = [sys.executable, "-m", "sparsecc", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU runs the kernels")
+def test_inspect_lists_every_layer_and_run_says_what_ran(artifact: Path) -> None:
+    listed = json.loads(ran("inspect", str(artifact), "--json"))["layers"]
+    assert [(row["size"], row["runs"][:3]) for row in listed] == [("64 x 64", "2:4"), ("16 x 64", "2:4")]
+    assert "kernels/ (" in ran("inspect", str(artifact))
+    done = json.loads(ran("run", str(artifact), "--json"))
+    assert "no GPU" in done["stand_in"]
+    assert "no time of the target" in ran("run", str(artifact))
+
+
+def test_what_was_not_measured_is_told() -> None:
+    x = torch.randn(8, 64)
+    compiled = sparsecc.compile(pruned(mlp(), x), (x,), target="sm80-2:4", options={"choose": "measured"})
+    assert any("2 products were not measured" in note for note in compiled.report.notes)
+
+
+def test_arguments_of_the_wrong_kind_are_refused(tmp_path: Path) -> None:
+    x = torch.randn(8, 64)
+    with pytest.raises(InvalidOption, match="give a dict of the target's options by name"):
+        sparsecc.compile(mlp(), (x,), target="sm80-2:4", options="choose=always")  # type: ignore[arg-type]
+    with pytest.raises(InvalidModel, match="give the path of an artifact, not a NoneType"):
+        sparsecc.load(None)  # type: ignore[arg-type]
+    run = CliRunner().invoke(
+        cli, ["compile", "x.onnx", "--target", "sm80", "--tune", "--option", "choose=always", "-o", "y.scc"]
+    )
+    assert run.exit_code == 2
+    assert "give one of them" in run.output
