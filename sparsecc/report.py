@@ -214,7 +214,7 @@ def pattern_notes(patterns: Sequence[Pattern]) -> list[str]:
 
 
 def pattern_uses(patterns: Sequence[Pattern]) -> list[str]:
-    """``2:4: sparse tensor cores compute faster with it ...``, for every pattern that some layer has."""
+    """``2:4: sparse tensor cores can compute faster with it ...``, for every pattern that some layer has."""
     return [
         f"{name}: {use(name)}" for name in dict.fromkeys(p.pattern for p in patterns if p.state != "dense")
     ]

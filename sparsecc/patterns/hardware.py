@@ -6,7 +6,8 @@ from sparsecc.errors import InvalidOption
 from sparsecc.patterns.nm import NM
 
 _TWO_OF_FOUR = (
-    "sparse tensor cores compute faster with it (targets sm80-2:4 and later, tensorrt-2:4); "
+    "sparse tensor cores can compute faster with it (targets sm80-2:4 and later, tensorrt-2:4; not measured "
+    "on hardware here); "
     "other targets store the zeros in dense weights"
 )
 _NONE = "no target here computes faster with it; files are smaller when compressed"
