@@ -119,8 +119,11 @@ def rows_of(compiled: sparsecc.Compiled) -> list[tuple[int, bool]]:
 
 
 @pytest.mark.parametrize(("rows", "pays"), [(4, False), (4096, True)])
-def test_example_inputs_decide_whether_the_pattern_pays(rows: int, pays: bool, tmp_path: Path) -> None:
+def test_example_inputs_decide_whether_the_pattern_pays(
+    rows: int, pays: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In both dialects, with a batch that may vary."""
+    monkeypatch.setenv("SPARSECC_KERNELS", str(tmp_path / "kernels"))  # built once
     model = nn.Sequential(nn.Linear(1024, 1024)).eval()
     x = torch.randn(rows, 1024)
     model = pruned(model, x)
