@@ -82,6 +82,12 @@ def _cubic(steps: int) -> dict[str, Any]:
     }
 
 
+def _early(steps: int) -> dict[str, Any]:
+    from sparsecc.train import Cubic
+
+    return {"schedule": Cubic(sparsity=0.9, start=0, end=steps // 5, every=10), "pattern": "global"}
+
+
 _CHANNELS = "ChannelPruning(sparsity={}, residual=False)"
 TRAININGS: tuple[Training, ...] = (
     Training("2:4, magnitude", 200, "NMPattern()", sparsify=_two_of_four),
@@ -111,6 +117,7 @@ TRAININGS: tuple[Training, ...] = (
     Training("90 %, at once", 600, sparsify=_at_once),
     Training("90 %, in six rounds (Han et al.)", 600, sparsify=_in_rounds),
     Training("90 %, cubic (Zhu and Gupta)", 600, sparsify=_cubic),
+    Training("90 %, cubic, over within a fifth of the steps", 600, sparsify=_early),
 )  # fmt: skip
 
 

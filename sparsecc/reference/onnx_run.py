@@ -386,8 +386,8 @@ def fall_back(ctx: Ctx, args: Sequence[Value]) -> tuple[Any, ...]:
     except Exception as error:  # whatever it raises for operators that it does not know
         name = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
         raise UnsupportedModel(
-            f"operator {name} has no reference implementation, so that nothing about the model can be proved: "
-            f"add one with @sparsecc.reference.onnx_ops.registry.op({name!r}), or pass verify=False"
+            f"operator {name} has no reference implementation, so that nothing about the model can be "
+            f"proved: add one with @sparsecc.reference.onnx_ops.registry.op({name!r}), or pass verify=False"
         ) from error
     try:
         results = evaluator.run(None, feeds)
