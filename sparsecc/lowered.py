@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Collection, Mapping
 from dataclasses import replace
@@ -240,7 +241,7 @@ def _require_room(node: Any, values: list[Any], dtype: torch.dtype) -> None:
         raise TargetRefused(
             f"{node.op_type} {node.name or node.output[0]!r} reads numbers up to {largest:.3g} in its weight "
             f"or on the inputs that were tried, and {_named(dtype)} ends at {torch.finfo(dtype).max:.5g}: "
-            f"{_WIDER}"
+            f"{_wider([dtype])}"
         )
 
 
@@ -262,7 +263,7 @@ def _in_range(
         raise TargetRefused(
             f"output {name!r} leaves the range of {_types(shorter)} in {int(lost.sum())} of "
             f"{lost.numel()} places on inputs that were tried ({words}), so that nothing can be proved: "
-            f"{_WIDER}, or give example inputs such as the model is used with"
+            f"{_wider(shorter)}, or give example inputs such as the model is used with"
         )
     return ~lost
 
@@ -275,8 +276,11 @@ def _named(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-#: what to do about numbers beyond a type of 16 bits
-_WIDER = "ask for bfloat16 (such as target='sm80-2:4-bf16'), whose range is that of float32"
+def _wider(shorter: Collection[torch.dtype]) -> str:
+    """What to do where a type of 16 bits does not hold a model's numbers."""
+    if torch.bfloat16 in shorter:
+        return "compile for a target that computes in the model's own type (cpu, onnx)"
+    return "ask for bfloat16 (such as target='sm80-2:4-bf16'), whose range is that of float32"
 
 
 def _rounding_step(
@@ -286,13 +290,13 @@ def _rounding_step(
 
     Four times what the dense model differs by in these types (with the same operands rounded), and eight
     units of the type: the end-to-end bound of a result in its target's own type.  Raises TargetRefused where
-    that would allow as much as the largest output, and it is the target that rounds.
+    that would be infinite, or would allow as much as the largest output and it is the target that rounds.
     """
     error, scale = distance(dense, exact)
-    if not own and 4 * error > scale:
+    if math.isinf(error) or (not own and 4 * error > scale):
         raise TargetRefused(
             f"output {name!r} moves by {error:.3g} of {scale:.3g} when operands of products are rounded to "
-            f"{_types(shorter)}, so that nothing can be proved: {_WIDER}"
+            f"{_types(shorter)}, so that nothing can be proved: {_wider(shorter)}"
         )
     unit = max(torch.finfo(dtype).eps for dtype in shorter) / 2
     return (4 * error + 8 * unit * scale) / max(1.0, scale)

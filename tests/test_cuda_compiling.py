@@ -94,8 +94,9 @@ class Ill(nn.Module):
 def test_models_of_which_rounding_leaves_nothing_are_refused() -> None:
     torch.manual_seed(0)
     model, x = Ill().eval(), torch.randn(8, 64) * 1e-3
-    with pytest.raises(TargetRefused, match=r"moves by .* when operands of products are rounded to float16"):
-        sparsecc.compile(pruned(model, x), (x,), target="sm80-2:4", options=ALWAYS)
+    for target, words in (("sm80-2:4", "float16.*bfloat16"), ("sm80-2:4-bf16", "bfloat16.*own type")):
+        with pytest.raises(TargetRefused, match=rf"moves by .* operands of products are rounded to {words}"):
+            sparsecc.compile(pruned(model, x), (x,), target=target, options=ALWAYS)
 
 
 def test_a_model_of_fp16_that_overflows_by_itself_is_compared_where_it_does_not() -> None:

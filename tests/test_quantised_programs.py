@@ -18,6 +18,7 @@ from sparsecc.lowering import lower
 from sparsecc.passes import NMPattern
 from sparsecc.patterns.nm import NM
 from sparsecc.quantization import exported
+from tests.oracles import fingerprint
 from tests.test_property_torch import check_program, random_keeps
 
 decomposed = torch.ops.quantized_decomposed
@@ -247,6 +248,35 @@ def test_quantised_then_pruned(name: str, dynamic: bool) -> None:
     sparse = sparsecc.prune(whole.model, batches[0], recipe=NMPattern())
     assert sparse.certificate.status == "VERIFIED"
     assert len(sparse.plan.patterns) >= 3
+
+
+class Twice(nn.Module):
+    """Two products with one weight, and one whose weight is computed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(16, 16), nn.Linear(16, 16)
+        self.b.weight = self.a.weight
+        self.c, self.scale = nn.Linear(16, 16), nn.Parameter(torch.rand(16, 1) + 0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.b(torch.relu(self.a(x)))
+        return nn.functional.linear(y, self.c.weight * self.scale, self.c.bias)
+
+
+def test_every_product_of_a_weight_is_compared_and_the_model_is_left_alone() -> None:
+    torch.manual_seed(0)
+    model, batches = Twice().eval(), [(torch.randn(4, 16),) for _ in range(3)]
+    pruned = sparsecc.prune(model, batches[0], recipe=NMPattern(include=("a*", "b*")))
+    before = fingerprint(pruned.model)
+    result = sparsecc.quantize_program(pruned, quantizer=quantizer(), calibration=batches)
+    assert fingerprint(pruned.model) == before
+    lines = [line for line in result.report.layers if line.weight == "a.weight"]
+    assert lines
+    assert all("2:4" in line.patterns and line.dtype == "int8" for line in lines)
+    reads = [n for n in result.model.graph.nodes if "dequantize_per_channel" in str(n.target)]
+    values = [exported._value(result.model, node) for node in reads]
+    assert len({id(v[1]) for v in values if v is not None}) == len(lines)
 
 
 def test_zeros_that_are_gone_are_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -261,6 +261,28 @@ def test_another_batch_than_the_module_was_exported_with() -> None:
     same(model, module, *(normal(batch, 16, seed=batch) for batch in (2, 16, 37)))
 
 
+class Mixer(nn.Module):
+    """Mixes positions: the importer repeats the weight for every item of the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.channels = nn.Linear(16, 24), nn.Linear(8, 12)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.channels(self.tokens(x.transpose(1, 2)).relu().transpose(1, 2))
+        return y
+
+
+@pytest.mark.parametrize("varying", [None, {0: "batch"}])
+def test_weights_that_are_repeated_for_a_batch(varying: dict[int, str] | None) -> None:
+    model = prune(Mixer())
+    module = imported(model, normal(3, 16, 8), varying=varying)
+    assert "broadcast_to" in module.script()
+    same(model, module, normal(3, 16, 8, seed=3))
+    _, choices = rewritten(module)
+    assert len(choices) == 2
+
+
 def test_two_uses_of_one_weight() -> None:
     shared = nn.Linear(16, 16)
     model = prune(nn.Sequential(shared, nn.ReLU(), shared, nn.ReLU(), shared))

@@ -20,21 +20,22 @@ from torch.utils import _pytree as pytree
 
 from sparsecc.calibration import CalibrationData
 from sparsecc.errors import InvalidOption, UnsupportedModel, summary
+from sparsecc.fx.capture import Program
 from sparsecc.fx.ops import aten_name
 from sparsecc.fx.subject import AppliedTorch, TorchSubject
 from sparsecc.memory import within_memory
 from sparsecc.patterns.layers import layers
-from sparsecc.pipeline import Progress, Pruned, run, silent
+from sparsecc.pipeline import Progress, Pruned, silent
 from sparsecc.plan import Pattern
 from sparsecc.quantization.measure import Sums
 from sparsecc.quantization.quantise import floats_left, split
 from sparsecc.quantization.result import Error, Layer, QuantisedReport
+from sparsecc.quantization.source import as_pruned
 from sparsecc.quantization.zeros import compared
 from sparsecc.subject import Arguments
 
 _QUANTIZE = "quantized_decomposed.quantize_"
 _DEQUANTIZE = "quantized_decomposed.dequantize_"
-_FLOATS = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +80,7 @@ def quantize_program(
         )
     prepare, convert = _torchao()
     progress("capture")
-    pruned = _pruned(model, example_inputs, dynamic_shapes)
+    pruned = as_pruned(model, example_inputs, dynamic_shapes)
     subject, applied = pruned.subject, pruned.applied
     if not isinstance(subject, TorchSubject) or not isinstance(applied, AppliedTorch):
         raise InvalidOption(
@@ -105,7 +106,7 @@ def quantize_program(
             raise UnsupportedModel(f"{name} does not quantise this model: {summary(error)}") from error
     _drop_unread(quantised)
     progress("check")
-    lines = _checked(pruned, given, quantised)
+    lines, lost = _checked(pruned, applied.program, given, quantised)
     progress("measure")
     other = data if evaluation is None else CalibrationData.of(evaluation)
     errors = _measured(whole, quantised, _calls(subject, other, held))
@@ -117,7 +118,7 @@ def quantize_program(
         len(ranging),
         _size(whole),
         _size(quantised),
-        tuple(floats_left(lines)),
+        (*floats_left(lines), *_unchecked(lost)),
     )
     return QuantisedProgram(quantised, report, subject.arguments(subject.inputs(0, 0)[0]))
 
@@ -130,14 +131,6 @@ def _torchao() -> tuple[Any, Any]:
             "quantizer: PyTorch's own quantisers need torchao: pip install 'sparsecc[torchao]'"
         ) from error
     return prepare_pt2e, convert_pt2e
-
-
-def _pruned(model: Any, example_inputs: Any, dynamic_shapes: Any) -> Pruned:
-    if not isinstance(model, Pruned):
-        return run(model, example_inputs, [], verify=False, dynamic_shapes=dynamic_shapes)
-    if example_inputs is not None:
-        raise InvalidOption("example_inputs: a Pruned knows those of the model that it was made from")
-    return model
 
 
 def _calls(subject: TorchSubject, data: CalibrationData, batches: Iterable[Any]) -> Iterator[Arguments]:
@@ -192,39 +185,54 @@ def _drop_unread(module: GraphModule) -> None:
 # -- checks ------------------------------------------------------------------------------------------
 
 
-def _checked(pruned: Pruned, given: Mapping[tuple[str, int], str], after: GraphModule) -> tuple[Layer, ...]:
-    """The weights of products, before and after, with what was promised of them."""
-    tied = pruned.subject.view.tied
+def _checked(
+    pruned: Pruned, program: Program, given: Mapping[tuple[str, int], str], after: GraphModule
+) -> tuple[tuple[Layer, ...], list[str]]:
+    """What every product reads, before and after; and weights that nothing is known of afterwards.
+
+    Raises VerificationFailed for zeros and patterns that are gone, UnsupportedModel for promised ones that
+    cannot be found.
+    """
     axes = {layer.weight: layer.axis for layer in layers(pruned.subject.analysis)}
     promised: dict[str, list[Pattern]] = {}
     for pattern in pruned.plan.patterns:
         if pattern.state != "dense":
             promised.setdefault(pattern.weight, []).append(pattern)
-    program = pruned.applied.program  # type: ignore[attr-defined]
     nodes = {node.name: node for node in after.graph.nodes}
-    lines: dict[str, Layer] = {}
+    lines: dict[tuple[str, int], Layer] = {}  # by weight and what is stored: products may have their own
+    lost: list[str] = []
     for (name, place), attribute in given.items():
-        weight = tied.get(attribute, attribute)
+        weight = pruned.subject.view.tied.get(attribute, attribute)
+        if weight not in axes:
+            continue
         found = nodes.get(name)
         value = found.args[place] if found is not None and place < len(found.args) else None
-        if weight not in axes or weight in lines or not isinstance(value, Node):
+        numbers = _value(after, value) if isinstance(value, Node) else None
+        if numbers is None:
+            lost.append(weight)
             continue
-        if (numbers := _value(after, value)) is None:
-            continue
+        real, stored = numbers
         before = program.weights[program.tied.get(attribute, attribute)].detach()
-        lines[weight] = compared(
+        lines[weight, id(stored)] = compared(
             weight,
             weight,
             _last(before, axes[weight]),
-            _last(numbers[0], axes[weight]),
-            _FLOATS.get(numbers[1].dtype, str(numbers[1].dtype).removeprefix("torch.")),
-            promised.pop(weight, ()),
+            _last(real, axes[weight]),
+            str(stored.dtype).removeprefix("torch."),
+            promised.get(weight, ()),
         )
-    if promised:
+    seen = {weight for weight, _ in lines}
+    if unseen := [weight for weight in promised if weight not in seen or weight in lost]:
         raise UnsupportedModel(
-            f"the pattern of {next(iter(promised))!r} cannot be checked: the quantiser changed what reads it"
+            f"the pattern of {unseen[0]!r} cannot be checked: the quantiser changed what reads it"
         )
-    return tuple(lines.values())
+    return tuple(lines.values()), list(dict.fromkeys(lost))
+
+
+def _unchecked(lost: Sequence[str]) -> Iterator[str]:
+    """A note on weights whose zeros were not compared."""
+    if lost:
+        yield f"zeros of {', '.join(lost)} were not checked: the quantiser changed what reads them"
 
 
 def _last(weight: torch.Tensor, axis: int) -> npt.NDArray[np.float32]:

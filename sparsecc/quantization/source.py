@@ -35,12 +35,7 @@ class Source:
     @classmethod
     def of(cls, model: Any, example_inputs: Any, dynamic_shapes: Any) -> Source:
         """A model of any kind, or a ``Pruned``."""
-        if isinstance(model, Pruned):
-            if example_inputs is not None:
-                raise InvalidOption("example_inputs: a Pruned knows those of the model that it was made from")
-            pruned = model
-        else:
-            pruned = run(model, example_inputs, [], verify=False, dynamic_shapes=dynamic_shapes)
+        pruned = as_pruned(model, example_inputs, dynamic_shapes)
         file, _ = lowered(pruned.subject, pruned.applied)
         names = _names(file, pruned.subject.view.tied)
         promised: dict[str, tuple[Pattern, ...]] = {}
@@ -68,6 +63,18 @@ class Source:
             name: np.ascontiguousarray(to_numpy(tensor.detach().cpu()))
             for name, tensor in zip(names, tensors, strict=True)
         }
+
+
+def as_pruned(model: Any, example_inputs: Any, dynamic_shapes: Any) -> Pruned:
+    """A ``Pruned`` as it is, and any other model as the result of no pass.
+
+    Raises InvalidOption for example inputs beside a ``Pruned``.
+    """
+    if not isinstance(model, Pruned):
+        return run(model, example_inputs, [], verify=False, dynamic_shapes=dynamic_shapes)
+    if example_inputs is not None:
+        raise InvalidOption("example_inputs: a Pruned knows those of the model that it was made from")
+    return model
 
 
 def _names(file: OnnxFile, tied: Mapping[str, str]) -> dict[str, str]:
