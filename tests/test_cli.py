@@ -226,6 +226,18 @@ def test_options_reach_the_passes(sparsecc_: Sparsecc, model: Path, tmp_path: Pa
     assert widths(tmp_path / "p.onnx")[0] == [4, 6]
 
 
+def test_errors_name_options_of_the_command_line(sparsecc_: Sparsecc, tmp_path: Path) -> None:
+    proto = mlp()
+    proto.graph.node.append(helper.make_node("Unheard", ["y"], ["z"], "own", domain="of.ours"))
+    proto.graph.output[0].name = "z"
+    proto.opset_import.append(helper.make_opsetid("of.ours", 1))
+    onnx.save(proto, tmp_path / "own.onnx")
+    done = sparsecc_("prune", "own.onnx", "-o", "p.onnx")
+    assert done.code == 1
+    assert "or pass --no-verify" in done.err
+    assert "verify=" not in done.err
+
+
 def test_the_same_seed_gives_the_same_bytes(sparsecc_: Sparsecc, model: Path, tmp_path: Path) -> None:
     for name in ("a.onnx", "b.onnx"):
         assert sparsecc_("prune", model, "-o", name, "--saliency", "random", "--seed", 7).code == 0

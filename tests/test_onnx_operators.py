@@ -157,6 +157,16 @@ def gather_elements() -> Case:
 
 
 @case
+def gather_nd_of_constant_places() -> Case:
+    """What torch.onnx makes of ``x[:, order]``."""
+    g, y = sequence()
+    first = g.node("Transpose", [y], "first", perm=[2, 0, 1])
+    order = g.ints("order", [[3], [-8], [7], [1], [-2], [4], [2], [5]])
+    found = g.node("GatherND", [first, order], "found")
+    return built(g, g.node("Transpose", [found], "last", perm=[1, 2, 0]), 8, linear=True)
+
+
+@case
 def scatter_elements() -> Case:
     g = Graph()
     x = g.input("x", [2, 5, 6])

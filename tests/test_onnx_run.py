@@ -322,6 +322,36 @@ def test_what_boxes_hold_agrees_with_onnxruntime(opset: int, samples: int, mode:
     compare("RoiAlign", inputs, opset, 1e-4, **attributes, **chosen)
 
 
+_NONE = np.zeros((0, 1), np.int64)
+#: operator, inputs without elements, opset, attributes
+EMPTY: dict[str, tuple[str, list[Any], int, dict[str, Any]]] = {
+    "places in nothing": ("GatherND", [floats((0, 3)), _NONE], 17, {}),
+    "places of many in nothing": ("GatherND", [floats((2, 0, 3)), np.zeros((2, 0, 1), np.int64)], 17, {}),
+    "no places": ("GatherND", [floats((2, 3)), _NONE], 17, {}),
+    "nothing is written": ("ScatterND", [floats((2, 21)), _NONE, floats((0, 21))], 17, {}),
+    "rows without elements are written": (
+        "ScatterND", [floats((2, 0)), np.array([[1]]), floats((1, 0))], 17, {},
+    ),
+    "nothing is gathered": ("Gather", [floats((0, 3)), np.zeros(0, np.int64)], 17, {}),
+    "nothing is compressed": ("Compress", [floats((0, 3)), np.zeros(0, bool)], 17, {"axis": 0}),
+    "running sums": ("CumSum", [floats((0, 3)), np.array(0)], 17, {"exclusive": 1}),
+    "spectra": ("DFT", [floats((0, 8, 1))], 17, {"axis": 1, "onesided": 1}),
+    "spectra of frames": (
+        "STFT", [floats((0, 32, 1)), np.array(8), floats((16,))], 17, {"onesided": 1},
+    ),
+    "a pool of no image": ("MaxPool", [floats((0, 2, 5, 5))], 17, {"kernel_shape": [3, 3]}),
+    "no maximum": ("Hardmax", [floats((4, 0))], 13, {}),
+    "no maximum of all": ("Hardmax", [floats((4, 0, 2))], 11, {"axis": 1}),
+    "no share": ("LogSoftmax", [floats((0, 4, 2))], 11, {"axis": 1}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", EMPTY)
+def test_tensors_without_elements_agree_with_onnxruntime(case: str) -> None:
+    op, inputs, opset, attributes = EMPTY[case]
+    compare(op, {f"x{k}": x for k, x in enumerate(inputs)}, opset, **attributes)
+
+
 @pytest.mark.parametrize("op", ["Softmax", "LogSoftmax", "Hardmax"])
 @pytest.mark.parametrize("opset", [11, 13])
 @pytest.mark.parametrize("axis", [0, 1, 2, -1])

@@ -278,17 +278,24 @@ def index(s: Solver, c: Call) -> list[Term]:
     """
     x, indices = s.of(c, 0), s.of(c, 1)
     dim = c.attrs["dim"] % len(x)
-    chosen = s.known(c, 1) if len(indices) == 1 and not s.varies(x[dim]) else None
-    if chosen is None:
+    picked = _picked(s, c, x[dim]) if len(indices) == 1 else None
+    if picked is None:
         _look_up(s, c, x[dim])
         return [*x[:dim], *indices, *x[dim + 1 :]]
-    size = resolve(x[dim]).size
+    return [*x[:dim], picked, *x[dim + 1 :]]
+
+
+def _picked(s: Solver, c: Call, term: Term) -> Term | None:
+    """The positions of an axis that operand 1, a constant list, names; None where it is no constant."""
+    chosen = None if s.varies(term) else s.known(c, 1)
+    if chosen is None:
+        return None
+    size = resolve(term).size
     if not ((chosen >= -size) & (chosen < size)).all():
         raise ValueError(f"looks up positions outside of an axis of {size}")
-    picked = pick(x[dim], chosen % size)
-    s.equal(picked, indices[0])
-    s.positions(c, 1, x[dim])
-    return [*x[:dim], picked, *x[dim + 1 :]]
+    picked = s.equal(pick(term, chosen.reshape(-1) % size), s.of(c, 1)[0])
+    s.positions(c, 1, term)
+    return picked
 
 
 def _look_up(s: Solver, c: Call, term: Term) -> None:
@@ -335,10 +342,16 @@ def _moved(s: Solver, term: Term, places: Places) -> Term:
 
 @rule("gather_nd")
 def gather_nd(s: Solver, c: Call) -> list[Term]:
-    """x[*B,*D,*R] indices[*B,*I,len(D)] -> y[*B,*I,*R], entries of the axes D looked up"""
+    """x[*B,*D,*R] indices[*B,*I,len(D)] -> y[*B,*I,*R], entries of the axes D looked up
+
+    A constant list of positions of the first axis picks them.
+    """
     x, indices = s.of(c, 0), s.of(c, 1)
     batch = c.attrs["batch_dims"]
     looked_up = batch + resolve(indices[-1]).size
+    picked = _picked(s, c, x[0]) if (batch, looked_up, len(indices)) == (0, 1, 2) else None
+    if picked is not None:
+        return [picked, *x[1:]]
     for term in x[batch:looked_up]:
         s.freeze(term, "indexed", "looks up positions of this axis")
     for mine, theirs in zip(x[:batch], indices[:batch], strict=True):

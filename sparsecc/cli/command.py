@@ -31,6 +31,9 @@ _REPORT = (
     "model if you can, and what --debug prints"
 )
 
+#: arguments of the Python functions, as messages name them, and what the command line calls them
+_AS_OPTIONS = {"verify=False": "--no-verify"}
+
 
 class Run:
     """What a command is given: where results, notes and progress go."""
@@ -107,7 +110,7 @@ def _explain(error: Exception, source: str | None) -> tuple[int, str]:
         VerificationFailed,
     )
 
-    text = str(error)
+    text = functools.reduce(lambda said, pair: said.replace(*pair), _AS_OPTIONS.items(), str(error))
     about_model = isinstance(error, (InvalidModel, PlanConflict, UnsupportedModel, VerificationFailed))
     if about_model and source is not None and source not in text:
         text = f"{source}: {text}"

@@ -65,7 +65,7 @@ class _Reader:
         self.weights: dict[str, Value] = dict(weights or {})
         self.written = written(program.graph)
         self.coded = coded(program)
-        self.unread = _unread(program)
+        self.owned = {*program.parameters, *self.coded, *_unread(program)}
 
     def view(self) -> View:
         inputs: list[Value] = []
@@ -132,8 +132,7 @@ class _Reader:
         elif name in self.weights:
             value = self.weights[name]
         else:
-            owned = self.program.parameters | self.coded.keys() | self.unread
-            kind = "weight" if name in owned or node in self.written else "const"
+            kind = "weight" if name in self.owned or node in self.written else "const"
             value = self._value(name, fake, kind)
             value.weight = name
             self.weights[name] = value

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -150,6 +152,8 @@ def hardmax(ctx: Ctx, x: Tensor) -> Tensor:
 
 
 def _hardmax(x: Tensor, axis: int) -> Tensor:
+    if not x.numel():
+        return x
     first = torch.argmax((x == x.amax(axis, keepdim=True)).to(torch.uint8), axis, keepdim=True)
     return torch.zeros_like(x).scatter(axis, first, 1.0)
 
@@ -157,10 +161,6 @@ def _hardmax(x: Tensor, axis: int) -> Tensor:
 def _flat(ctx: Ctx, x: Tensor, function: object) -> Tensor:
     axis = ctx.integer("axis", 1)
     axis = x.ndim if axis == x.ndim else positive_axis(axis, x.ndim)
-    rows = 1
-    for size in x.shape[:axis]:
-        rows *= size
-    flat = x.reshape(rows, -1) if x.numel() else x.reshape(rows, 1)
     assert callable(function)
-    result: Tensor = function(flat, 1)
+    result: Tensor = function(x.reshape(math.prod(x.shape[:axis]), math.prod(x.shape[axis:])), 1)
     return result.reshape(x.shape)

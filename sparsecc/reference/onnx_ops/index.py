@@ -52,7 +52,7 @@ def gather_nd(ctx: Ctx, x: Tensor, index: Tensor) -> Tensor:
         return x.new_empty(shape, device="meta")
     rows = math.prod(index.shape[:batch])
     flat = x.reshape(rows, *x.shape[batch:])
-    wanted = index.reshape(rows, -1, depth)
+    wanted = index.reshape(rows, math.prod(index.shape[batch:-1]), depth)
     first = torch.arange(rows)[:, None].expand(rows, wanted.shape[1])
     places = [_wrapped(wanted[..., k], x.shape[batch + k]) for k in range(depth)]
     return flat[(first, *places)].reshape(shape)
@@ -80,12 +80,13 @@ def scatter_nd(ctx: Ctx, x: Tensor, index: Tensor, updates: Tensor) -> Tensor:
     if x.is_meta or index.is_meta or updates.is_meta:
         return x.new_empty(x.shape, device="meta")
     depth = index.shape[-1]
-    wanted = index.reshape(-1, depth)
+    wanted = index.reshape(math.prod(index.shape[:-1]), depth)
     rows = torch.zeros(len(wanted), dtype=torch.int64)
     for k in range(depth):
         rows = rows * x.shape[k] + _wrapped(wanted[:, k], x.shape[k])
-    flat = x.reshape(math.prod(x.shape[:depth]), -1)
-    values = updates.reshape(len(wanted), -1)
+    width = math.prod(x.shape[depth:])
+    flat = x.reshape(math.prod(x.shape[:depth]), width)
+    values = updates.reshape(len(wanted), width)
     how = ctx.text("reduction", "none")
     if how == "none":
         y = flat.index_copy(0, rows, values)
@@ -167,7 +168,7 @@ def compress(ctx: Ctx, x: Tensor, condition: Tensor) -> Tensor:
         axis = positive_axis(ctx.integer("axis"), x.ndim)
     if x.is_meta:
         return x.new_empty([*x.shape[:axis], len(places), *x.shape[axis + 1 :]])
-    return x.index_select(axis, places)
+    return x.movedim(axis, 0)[places].movedim(0, axis)  # index_select refuses an axis without elements
 
 
 @op("Trilu")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -81,7 +82,7 @@ def max_pool(ctx: Ctx, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
     values = x if x.dtype.is_floating_point else x.to(torch.float32)
     if not ctx.wants(1) and len(at.kernel) in (1, 2, 3):
         return _native_max(values, at).to(x.dtype)
-    flat = _unfold(_fit(values, at, float("-inf")), at).reshape(*shape, -1)
+    flat = _unfold(_fit(values, at, float("-inf")), at).reshape(*shape, math.prod(at.kernel))
     if not ctx.wants(1):
         return flat.amax(-1).to(x.dtype)
     best, place = flat.max(-1)

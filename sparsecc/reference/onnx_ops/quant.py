@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sparsecc.errors import UnsupportedModel
@@ -104,7 +105,7 @@ def dequantize_linear(ctx: Ctx, x: Value, scale: Tensor, zero: Value = None) -> 
 @op("DynamicQuantizeLinear")
 def dynamic_quantize_linear(ctx: Ctx, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """x[*S] -> y[*S] scale[] zero[]"""
-    low, high = x.amin().clamp(max=0), x.amax().clamp(min=0)
+    low, high = torch.aminmax(F.pad(x.flatten(), (0, 1)))  # of the numbers and zero
     scale = (high - low) / 255
     scale = torch.where(scale == 0, torch.ones_like(scale), scale)
     zero = torch.round(-low / scale).clamp(0, 255)

@@ -139,7 +139,7 @@ def _running(ctx: Ctx, x: Tensor, axis: Tensor, function: Callable[..., Tensor],
     if ctx.flag("reverse"):
         x = x.flip(along)
     y = function(x, along).to(x.dtype)
-    if ctx.flag("exclusive"):
+    if ctx.flag("exclusive") and y.shape[along]:
         first = torch.full_like(y.narrow(along, 0, 1), empty)
         y = torch.cat([first, y.narrow(along, 0, y.shape[along] - 1)], along)
     return y.flip(along) if ctx.flag("reverse") else y

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -41,13 +42,19 @@ def _complex(x: Tensor) -> Tensor:
     return x[..., 0] if x.shape[-1] == 1 else torch.complex(x[..., 0], x[..., 1])
 
 
+def _fft(function: Callable[..., Tensor], x: Tensor, length: int, axis: int) -> Tensor:
+    if x.numel():
+        return function(x, n=length, dim=axis)
+    shape = function(x.to("meta"), n=length, dim=axis)  # the library refuses tensors without elements
+    return shape if x.is_meta else torch.zeros_like(shape, device=x.device)
+
+
 def _transform(ctx: Ctx, x: Tensor, length: int | None, axis: int) -> Tensor:
     signal = _complex(x)
     inverse, onesided = ctx.flag("inverse"), ctx.flag("onesided")
     if inverse and onesided:
-        real: Tensor = torch.fft.irfft(signal, n=length or 2 * (x.shape[axis] - 1), dim=axis)
-        return real[..., None]
-    found = (torch.fft.ifft if inverse else torch.fft.fft)(signal, n=length or x.shape[axis], dim=axis)
+        return _fft(torch.fft.irfft, signal, length or 2 * (x.shape[axis] - 1), axis)[..., None]
+    found = _fft(torch.fft.ifft if inverse else torch.fft.fft, signal, length or x.shape[axis], axis)
     if onesided:
         found = found.narrow(axis, 0, found.shape[axis] // 2 + 1)
     return torch.view_as_real(found).to(x.dtype)
@@ -77,7 +84,7 @@ def stft(
     frames = signal.unfold(1, size, int(ctx.item(step)))
     if window is not None:
         frames = frames * window
-    found = torch.fft.fft(frames, dim=-1)
+    found = _fft(torch.fft.fft, frames, size, -1)
     if ctx.flag("onesided", True):
         found = found[..., : size // 2 + 1]
     return torch.view_as_real(found).to(x.dtype)
