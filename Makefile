@@ -97,9 +97,8 @@ bench-builds: $(BENCH) data ## compile the real models for sparse tensor cores, 
 bench-quantization: $(BENCH) data ## compare pruning before and after quantising, and write docs/quantization.md
 	$(BIN)/python -m benchmarks.quantization
 
-bench-peers: $(PEERS) ## measure planning and removal beside Torch-Pruning, onnxsim and llm-compressor (docs/peers.md; an hour)
+bench-peers: $(PEERS) ## measure planning and removal beside Torch-Pruning, onnxsim and llm-compressor (docs/peers.md; two hours)
 	$(BIN)/python -m benchmarks.peers
-	$(BIN)/python -m benchmarks.peers.surgeon
 
 zoo: $(DEV) ## prune hundreds of public architectures and write docs/zoo.md (hours; ZOO="--help" shows options)
 	$(BIN)/python -m benchmarks.zoo $(ZOO)

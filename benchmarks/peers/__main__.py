@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 import torch
 
-from benchmarks.peers import memory, planning, removal
+from benchmarks.peers import memory, perplexity, planning, removal, surgeon
 from benchmarks.peers.nets import GRAPH_NETS, MODULE_NETS
 
 PAGE = Path(__file__).parents[2] / "docs" / "peers.md"
@@ -104,6 +104,47 @@ def _graphs(_: int) -> Section:
     return "Removal beside onnxsim 0.8.1", ["net", "parameters", "sparsecc", "peer"], rows, note, late
 
 
+def _surgeon(rounds: int) -> Section:
+    lines = [surgeon.compare(name, 4096, rounds) for name in surgeon.CASES]
+    rows = [
+        [n.case, f"{n.ours_s:.1f}", f"{n.theirs_s:.1f}", f"{n.ratio:.2f}x"]
+        + [f"{v:.4f}" for v in (n.ours_error, n.theirs_error, n.same_zeros)]
+        for n in lines
+    ]
+    note = (
+        "Seconds for one layer of 4096 x 4096 on one thread, medians, both with the same second moment in "
+        "turn; the share of the outputs' second moment that is lost, and of elements that both keep or both "
+        "remove."
+    )
+    head = ["zeros", "sparsecc", "peer", "ratio", "lost", "lost by the peer", "same"]
+    return "SparseGPT beside llm-compressor 0.14", head, rows, note, any(n.ratio < 1 for n in lines)
+
+
+def _perplexity(_: int) -> Section:
+    return _perplexities([perplexity.compare(*which) for which in perplexity.OURS])
+
+
+def _perplexities(lines: Sequence[perplexity.Line]) -> Section:
+    rows = [
+        [
+            n.method,
+            n.pattern,
+            "-" if n.ours is None else f"{n.ours:.2f}",
+            f"{n.theirs:.2f}",
+            f"{n.seconds:.0f}",
+        ]
+        for n in lines
+    ]
+    note = (
+        "SmolLM2-135M-Instruct on Wikipedia text, float32; calibration text (16 chunks of 512 tokens) and "
+        "scored text are the same for both. Ours: the rows of [accuracy.md](accuracy.md), where a layer "
+        "reads what all pruned layers before it give. The peer measures all products of a decoder layer "
+        "before it prunes them."
+    )
+    head = ["method", "zeros", "sparsecc", "peer", "peer's seconds"]
+    return "Perplexity beside llm-compressor 0.14", head, rows, note, any(n.behind for n in lines)
+
+
 def _removals(lines: list[removal.Removal]) -> tuple[list[list[str]], bool]:
     rows = [
         [
@@ -123,6 +164,8 @@ SECTIONS: dict[str, Callable[[int], Section]] = {
     "memory": _memory,
     "modules": _modules,
     "graphs": _graphs,
+    "surgeon": _surgeon,
+    "perplexity": _perplexity,
 }
 
 
@@ -138,7 +181,7 @@ def _markdown(title: str, head: list[str], rows: list[list[str]], note: str) -> 
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
 @click.option("--write/--no-write", default=True, help="Put the sections into docs/peers.md.")
 def main(rounds: int, names: tuple[str, ...], as_json: bool, write: bool) -> None:
-    """Measure sparsecc beside Torch-Pruning and onnxsim; exit code 1 where a limit is missed."""
+    """Measure sparsecc beside Torch-Pruning, onnxsim and llm-compressor; exit code 1 where it falls short."""
     torch.set_num_threads(1)
     parts = _known() if write else {}
     found: dict[str, Any] = {}
@@ -167,7 +210,7 @@ def _known() -> dict[str, str]:
 
 
 def _write(parts: dict[str, str]) -> None:
-    head = "# Beside other structural pruners\n\nWritten by `make bench-peers`.\n"
+    head = "# Beside other pruners\n\nWritten by `make bench-peers`.\n"
     body = "".join(f"\n<!-- {name} -->\n{parts[name]}" for name in SECTIONS if name in parts)
     PAGE.parent.mkdir(exist_ok=True)
     PAGE.write_text(head + body)

@@ -13,6 +13,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -110,6 +111,36 @@ def _prune_layer(layer: nn.Module, given: list[tuple[Any, Any]], method: Method)
         module.weight.copy_(new(module, sums.pop(module)[0]))
 
 
+@dataclass(frozen=True)
+class Line:
+    """Perplexity of one method and pattern; ``ours`` None where `make bench-accuracy` has no such row yet."""
+
+    method: str
+    pattern: str
+    ours: float | None
+    theirs: float
+    seconds: float
+
+    @property
+    def behind(self) -> bool:
+        """Whether the peer's result is better."""
+        return self.ours is not None and self.theirs < self.ours
+
+
+def compare(method: str, pattern: str) -> Line:
+    """Prune with the peer's files, score, and look ours up."""
+    torch.set_num_threads(1)
+    chunks = [batch["input_ids"] for batch in CALIBRATION["smollm2"](16)]
+    entry = MODELS["smollm2"]
+    model = entry.load().model
+    start = time.perf_counter()
+    prune(model, chunks, METHODS[method](*PATTERNS[pattern]))
+    seconds = time.perf_counter() - start
+    theirs = dict(entry.score(as_predict(model)))["perplexity"]
+    ours = measured()["rows"].get(OURS[method, pattern], {}).get("scores", {}).get("perplexity")
+    return Line(method, pattern, ours, theirs, seconds)
+
+
 def main() -> int:
     """The command; exit code 1 where the peer's perplexity is lower."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers.perplexity", description=__doc__)
@@ -117,34 +148,23 @@ def main() -> int:
     parser.add_argument("--pattern", choices=list(PATTERNS), default=None)
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args()
-    torch.set_num_threads(1)
-    chunks = [batch["input_ids"] for batch in CALIBRATION["smollm2"](16)]
     console = Console(stderr=chosen.json)
     found = []
-    for (method, pattern), key in OURS.items():
+    for method, pattern in OURS:
         if chosen.method not in (None, method) or chosen.pattern not in (None, pattern):
             continue
         console.print(f"{method}, {pattern} ...")
-        entry = MODELS["smollm2"]
-        model = entry.load().model
-        start = time.perf_counter()
-        prune(model, chunks, METHODS[method](*PATTERNS[pattern]))
-        seconds = time.perf_counter() - start
-        theirs = dict(entry.score(as_predict(model)))["perplexity"]
-        ours = measured()["rows"].get(key, {}).get("scores", {}).get("perplexity")
-        found.append(
-            {"method": method, "pattern": pattern, "ours": ours, "theirs": theirs, "seconds": seconds}
-        )
+        found.append(compare(method, pattern))
     if chosen.json:
-        print(json.dumps(found))
+        print(json.dumps([asdict(line) for line in found]))
     else:
         table = Table(title="SmolLM2-135M, perplexity (16 chunks of 512 tokens to calibrate with)")
         for name in ("method", "pattern", "ours", "theirs", "their s"):
             table.add_column(name)
-        for row in found:
-            table.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()))
+        for line in found:
+            table.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in asdict(line).values()))
         console.print(table)
-    return int(any(row["ours"] is not None and row["theirs"] < row["ours"] for row in found))
+    return int(any(line.behind for line in found))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import os
 import statistics
 import sys
 import time
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +77,45 @@ def error(weight: torch.Tensor, found: torch.Tensor, hessian: torch.Tensor) -> f
     return float(((change @ h) * change).sum() / ((weight.double() @ h) * weight.double()).sum())
 
 
+@dataclass(frozen=True)
+class Line:
+    """Medians in seconds, shares of the outputs' second moment that are lost, and how many zeros agree."""
+
+    case: str
+    ours_s: float
+    theirs_s: float
+    ratio: float
+    ours_error: float
+    theirs_error: float
+    same_zeros: float
+
+
+def compare(name: str, size: int, rounds: int) -> Line:
+    """Both on the same layer, in turn."""
+    columns, n, m = CASES[name]
+    module = peer()
+    weight, hessian = layer(size)
+    times: dict[str, list[float]] = {"ours": [], "theirs": []}
+    for _ in range(rounds):
+        start = time.perf_counter()
+        ours, _ = surgeon(weight, hessian.clone(), columns, damping=DAMPING)
+        middle = time.perf_counter()
+        other = theirs(module, weight, hessian.clone(), n, m)
+        times["ours"].append(middle - start)
+        times["theirs"].append(time.perf_counter() - middle)
+    return Line(
+        name,
+        statistics.median(times["ours"]),
+        statistics.median(times["theirs"]),
+        statistics.median(b / a for a, b in zip(*times.values(), strict=True)),
+        error(weight, ours, hessian),
+        error(weight, other, hessian),
+        float(((ours == 0) == (other == 0)).float().mean()),
+    )
+
+
 def main() -> int:
-    """The command."""
+    """The command; exit code 1 where the peer is faster."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers.surgeon", description=__doc__)
     parser.add_argument("--size", type=int, default=4096)
     parser.add_argument("--rounds", type=int, default=3)
@@ -85,38 +123,18 @@ def main() -> int:
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
-    module = peer()
-    weight, hessian = layer(chosen.size)
-    found = []
-    for name, (columns, n, m) in CASES.items():
-        times: dict[str, list[float]] = {"ours": [], "theirs": []}
-        for _ in range(chosen.rounds):
-            start = time.perf_counter()
-            ours, _ = surgeon(weight, hessian.clone(), columns, damping=DAMPING)
-            middle = time.perf_counter()
-            other = theirs(module, weight, hessian.clone(), n, m)
-            times["ours"].append(middle - start)
-            times["theirs"].append(time.perf_counter() - middle)
-        row = {
-            "case": name,
-            "ours_s": statistics.median(times["ours"]),
-            "theirs_s": statistics.median(times["theirs"]),
-            "ratio": statistics.median(b / a for a, b in zip(*times.values(), strict=True)),
-            "ours_error": error(weight, ours, hessian),
-            "theirs_error": error(weight, other, hessian),
-            "same_zeros": float(((ours == 0) == (other == 0)).float().mean()),
-        }
-        found.append(row)
+    found = [compare(name, chosen.size, chosen.rounds) for name in CASES]
+    rows = [asdict(line) for line in found]
     if chosen.json:
-        print(json.dumps({"size": chosen.size, "threads": chosen.threads, "rows": found}))
-        return 0
-    table = Table(title=f"SparseGPT, {chosen.size} x {chosen.size}, {chosen.threads} thread(s)")
-    for name in found[0]:
-        table.add_column(name)
-    for row in found:
-        table.add_row(*(v if isinstance(v, str) else f"{v:.4g}" for v in row.values()))
-    Console().print(table, f"load average {os.getloadavg()[0]:.1f}")
-    return int(any(row["ratio"] < 1 for row in found))
+        print(json.dumps({"size": chosen.size, "threads": chosen.threads, "rows": rows}))
+    else:
+        table = Table(title=f"SparseGPT, {chosen.size} x {chosen.size}, {chosen.threads} thread(s)")
+        for name in rows[0]:
+            table.add_column(name)
+        for row in rows:
+            table.add_row(*(v if isinstance(v, str) else f"{v:.4g}" for v in row.values()))
+        Console().print(table, f"load average {os.getloadavg()[0]:.1f}")
+    return int(any(line.ratio < 1 for line in found))
 
 
 if __name__ == "__main__":
