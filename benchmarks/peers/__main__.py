@@ -83,7 +83,8 @@ def _modules(_: int) -> Section:
     lines = [removal.against_modules(net) for net in MODULE_NETS]
     note = (
         "Share of parameters kept when half of every group goes. Torch-Pruning's result counts as usable "
-        "if it runs and its outputs keep their shapes; whether its numbers are right is not asked."
+        "if it runs, its outputs keep their shapes, and no layer lost more than the half that was asked for; "
+        "whether its numbers are right is not asked."
     )
     rows, late = _removals(lines)
     return "Removal beside Torch-Pruning 1.6.1", ["net", "parameters", "sparsecc", "peer"], rows, note, late

@@ -51,12 +51,13 @@ def _by_sparsecc(model: nn.Module, net: Net) -> tuple[int | None, str]:
 
 
 def _by_torch_pruning(model: nn.Module, net: Net) -> tuple[int | None, str]:
-    """Parameters left; counted as usable if it runs and its outputs keep their shapes."""
+    """Parameters left; usable if it runs, keeps its outputs' shapes, and cut no layer below its half."""
     from benchmarks.peers.torch_pruning import pruner
 
     x = torch.randn(net.shape)
     with torch.no_grad():
         shapes = _shapes(model(x))
+    widths = _widths(model)
     try:
         pruner(model, net).step()
         with torch.no_grad():
@@ -65,7 +66,18 @@ def _by_torch_pruning(model: nn.Module, net: Net) -> tuple[int | None, str]:
         raise
     except Exception as error:  # any way in which the peer fails is what this reports
         return None, f"{type(error).__name__}: {str(error).splitlines()[0][:60] if str(error) else ''}"
-    return (_count(model), "") if after == shapes else (None, f"outputs became {after}")
+    if after != shapes:
+        return None, f"outputs became {after}"
+    for name, width in _widths(model).items():
+        if width < widths[name] // 2:
+            return None, f"left {width} of {widths[name]} outputs of {name}, where half was asked for"
+    return _count(model), ""
+
+
+def _widths(model: nn.Module) -> dict[str, int]:
+    """Outputs of every product."""
+    layers = ((n, m) for n, m in model.named_modules() if isinstance(m, (nn.Linear, nn.modules.conv._ConvNd)))
+    return {n: m.out_features if isinstance(m, nn.Linear) else m.out_channels for n, m in layers}
 
 
 SIDES = {"ours": _by_sparsecc, "peer": _by_torch_pruning}

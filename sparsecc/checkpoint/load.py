@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from sparsecc.checkpoint.configuration import CONFIG, configured
+from sparsecc.checkpoint.conversion import opened
 from sparsecc.checkpoint.meta import EmptySubject, MetaSubject, Weights, parameters_on_meta
 from sparsecc.checkpoint.shards import Shards
 from sparsecc.errors import InvalidModel, InvalidOption
@@ -34,7 +35,7 @@ def load_checkpoint(
     needed.  Raises InvalidOption where they are missing, InvalidModel where the folder lacks the plan or
     weights, PlanConflict where ``model`` is not what was pruned.
     """
-    shards = Shards(folder)
+    shards = opened(folder, model)
     plan = Plan.load(Path(folder) / PLAN)
     cut = _cut(model, plan, shards, example_inputs)
     state = cut.state_dict(keep_vars=True)
@@ -65,7 +66,7 @@ def _cut(model: nn.Module, plan: Plan, shards: Shards, example_inputs: Any) -> n
 
 def written(model: nn.Module, example_inputs: Any, applied: AppliedTorch, folder: Path) -> Program:
     """What a user gets from a folder, its weights read one by one."""
-    shards = Shards(folder)
+    shards = opened(folder, model)
     if applied.plan.form == "graph":
         assert applied.program is not None
         weights = applied.program.weights

@@ -17,7 +17,7 @@ from sparsecc.axes.analysis import Keeps
 from sparsecc.axes.terms import Kept
 from sparsecc.checkpoint.configuration import configured, document
 from sparsecc.checkpoint.shards import Shards
-from sparsecc.errors import InvalidModel, InvalidOption
+from sparsecc.errors import InvalidModel, InvalidOption, UnsupportedModel
 from sparsecc.fx.capture import Program, split_inputs
 from sparsecc.fx.inputs import synthesised
 from sparsecc.fx.module import Diverged, accepted
@@ -154,6 +154,11 @@ def _on_cpu(value: Any) -> Any:
 def _check(names: Mapping[str, torch.Tensor], shards: Shards, own: Mapping[str, torch.Tensor]) -> None:
     wanted = {n: tuple(t.shape) for n, t in names.items() if n not in own}
     lacking = sorted(n for n in wanted if n not in shards)
+    if made := [n for n in lacking if "lifted_tensor" in n]:
+        raise UnsupportedModel(
+            f"{made[0].partition('lifted_tensor')[0]}forward makes constants while it runs, whose values are "
+            "not known without a device; prune the model in memory"
+        )
     if lacking:
         raise InvalidModel(
             f"{shards.path}: holds no {', '.join(lacking[:5])}; give the checkpoint of this model, and make "

@@ -18,10 +18,11 @@ from sparsecc.axes.analysis import Analysis
 from sparsecc.calibration import CalibrationData, Statistics
 from sparsecc.checkpoint.check import compared
 from sparsecc.checkpoint.configuration import CONFIG, document, is_huggingface
+from sparsecc.checkpoint.conversion import opened, writer
 from sparsecc.checkpoint.load import PLAN, written
 from sparsecc.checkpoint.meta import MetaSubject
 from sparsecc.checkpoint.shards import Shards
-from sparsecc.checkpoint.writer import ShardWriter, check_known
+from sparsecc.checkpoint.writer import check_known
 from sparsecc.errors import InvalidOption
 from sparsecc.fx.subject import AppliedTorch
 from sparsecc.fx.weights import WeightActions, renamed
@@ -92,7 +93,7 @@ def prune_checkpoint(
         raise InvalidOption("example_inputs are on the meta device: give some with values, or verify=False")
     if calibration is None and (layerwise or saliency is not None):
         raise InvalidOption("give calibration data: layers are pruned, or ranked, by what they read")
-    shards = Shards(source)
+    shards = opened(source, model)
     check_known(shards.entries)
     subject = MetaSubject(model, example_inputs, shards)
     statistics = Statistics(subject, CalibrationData.of(() if calibration is None else calibration), advance)
@@ -151,10 +152,10 @@ def _write(
         for name in names
         if tied.get(name, name) in actions.takes
     }
-    writer = ShardWriter(work, shards.entries, shapes, names)
+    target = writer(shards, work, shapes, names)
 
     def sink(name: str, value: torch.Tensor, keep: torch.Tensor) -> None:
-        writer.put(name, edited(name, value))
+        target.put(name, edited(name, value))
         give_back()
 
     patterns: list[Pattern] = []
@@ -167,9 +168,9 @@ def _write(
         )
         patterns += found.patterns
         skips += found.skips
-    for name in sorted(writer.left):
-        writer.put(name, edited(name, shards[name]))
-    _copy_beside(shards.path, work, writer.files)
+    for name in sorted(target.left):
+        target.put(name, edited(name, shards[name]))
+    _copy_beside(shards.path, work, target.files)
     return patterns, skips
 
 

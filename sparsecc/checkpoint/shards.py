@@ -66,9 +66,11 @@ class Shards(Mapping[str, torch.Tensor]):
     def __getitem__(self, name: str) -> torch.Tensor:
         found = self._alive.get(name)
         if found is None:
-            entry = self.entries[name]
-            found = self._alive[name] = _read(entry)
+            found = self._alive[name] = self._tensor(name)
         return found
+
+    def _tensor(self, name: str) -> torch.Tensor:
+        return read(self.entries[name])
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.entries)
@@ -126,7 +128,7 @@ def _entry(file: Path, told: Any, metadata: Mapping[str, str], data: int, size: 
     return Entry(file, str(told["dtype"]), shape, metadata, data + begin)
 
 
-def _read(entry: Entry) -> torch.Tensor:
+def read(entry: Entry) -> torch.Tensor:
     """A copy of the tensor in memory of its own."""
     dtype = DTYPES[entry.dtype]
     count = math.prod(entry.shape)

@@ -67,12 +67,15 @@ class ShardWriter:
 
     def put(self, name: str, tensor: torch.Tensor) -> None:
         """Write one tensor, in the dtype that the checkpoint has it in."""
+        self._store(name, tensor)
+        self.left.discard(name)
+
+    def _store(self, name: str, tensor: torch.Tensor) -> None:
         stored = tensor.detach().to("cpu", DTYPES[self.entries[name].dtype]).contiguous()
         file, start = self._places[name]
         with file.open("r+b") as stream:
             stream.seek(start)
             stream.write(stored.reshape(-1).view(torch.uint8).numpy().data)
-        self.left.discard(name)
 
 
 def check_known(entries: Mapping[str, Entry]) -> None:

@@ -18,6 +18,7 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from sparsecc.errors import InvalidOption, UnsupportedModel
+from sparsecc.fx.portable import make_portable
 from sparsecc.fx.stored import check_stored
 
 
@@ -339,6 +340,7 @@ def _program(exported: ExportedProgram, module: torch.nn.Module | None, notes: l
     exported = _with_casts(exported)
     signature = exported.graph_signature
     owner = torch.fx.GraphModule(exported.graph_module, inlined(exported.graph_module))
+    make_portable(owner.graph)
     named = {
         **signature.inputs_to_parameters,
         **signature.inputs_to_buffers,
