@@ -522,3 +522,26 @@ def test_translations_are_read_once_and_not_shared() -> None:
     fresh = ONNXRegistry.from_torchlib(OPSET)
     assert fresh.functions.keys() == second.functions.keys()
     assert fresh.opset_version == second.opset_version == OPSET
+
+
+def test_operators_that_come_later_are_looked_up_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quantiser brings its operators with it: those of an earlier table would lack their translations."""
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+    reads = 0
+    original = ONNXRegistry.from_torchlib.__func__
+
+    def counted(kind: Any, *args: Any, **kwargs: Any) -> Any:
+        nonlocal reads
+        reads += 1
+        return original(kind, *args, **kwargs)
+
+    monkeypatch.setattr(ONNXRegistry, "from_torchlib", classmethod(counted))
+    monkeypatch.setattr("sparsecc.fx.translations._known", {})
+    with torch.library._scoped_library("sparsecc_late", "DEF") as library:
+        for known in (False, True):
+            for _ in range(2):
+                with translations_kept():
+                    ONNXRegistry.from_torchlib()
+            assert reads == 1 + known
+            library.define(f"later{known}(Tensor x) -> Tensor")

@@ -29,7 +29,7 @@ def translations_kept() -> Iterator[None]:
         return
 
     def made(kind: Any, *args: Any, **kwargs: Any) -> Any:
-        key = (kind, args, tuple(sorted(kwargs.items())))
+        key = (kind, args, tuple(sorted(kwargs.items())), _operators())
         if key not in _known:
             _known[key] = original.__func__(kind, *args, **kwargs)
         found = copy.copy(_known[key])
@@ -45,6 +45,13 @@ def translations_kept() -> Iterator[None]:
 
 
 _MAKER = "from_torchlib"
+
+
+def _operators() -> int:
+    """How many operators there are: translations of those that a library brings later are not read before."""
+    import torch
+
+    return len(torch._C._dispatch_get_all_op_names())
 
 
 def _registry() -> Any:
