@@ -25,7 +25,7 @@ transformers = pytest.importorskip("transformers")
 
 IDS = {"input_ids": torch.randint(3, 64, (2, 7), generator=torch.Generator().manual_seed(0))}
 SIZES = {
-    "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4,
     "intermediate_size": 48, "max_position_embeddings": 64,
 }  # fmt: skip
 
@@ -71,7 +71,7 @@ CUT, SPARSE = [ChannelPruning(sparsity=0.5, residual=False)], [Wanda(sparsity=0.
     [
         ("mixtral", CUT),
         ("mixtral", SPARSE),
-        ("neox", CUT),
+        pytest.param("neox", CUT, marks=pytest.mark.nightly),
         pytest.param("qwen2_moe", CUT, marks=pytest.mark.nightly),
         pytest.param("neox", SPARSE, marks=pytest.mark.nightly),
     ],
@@ -83,7 +83,7 @@ def test_the_result_is_that_of_pruning_in_memory(name: str, recipe: list[Any], t
     done = prune_checkpoint(
         empty(CONFIGS[name]()), IDS, tmp_path / "dense", tmp_path / "out", recipe, calibration=data
     )
-    wanted = sparsecc.prune(model, IDS, recipe=recipe, calibration=data)
+    wanted = sparsecc.prune(model, IDS, recipe=recipe, calibration=data, verify=False)
     loaded, told = transformers.AutoModelForCausalLM.from_pretrained(
         tmp_path / "out", output_loading_info=True
     )
@@ -97,11 +97,12 @@ def test_the_result_is_that_of_pruning_in_memory(name: str, recipe: list[Any], t
         assert sum(t.numel() for t in tensors(tmp_path / "out").values()) < model.num_parameters()
 
 
+@pytest.mark.nightly
 def test_experts_go_from_disk(tmp_path: Path) -> None:
     model = on_disk(tmp_path / "dense", mixtral())
     recipe = [ExpertPruning(sparsity=0.5)]
     done = prune_checkpoint(empty(mixtral()), IDS, tmp_path / "dense", tmp_path / "out", recipe)
-    wanted = sparsecc.prune(model, IDS, recipe=recipe)
+    wanted = sparsecc.prune(model, IDS, recipe=recipe, verify=False)
     left = {key.split("experts.")[1][0] for key in tensors(tmp_path / "out") if "experts." in key}
     assert left == {"0", "1"}
     if done.from_pretrained:
