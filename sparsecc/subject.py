@@ -133,7 +133,8 @@ class Subject(ABC):
     ) -> Outputs:
         """Outputs of the original graph under masked semantics.
 
-        With ``nudge``, a seed, what quantisers read is off by a unit in the last place, at random.
+        With ``nudge``, a seed, what quantisers read is off by a unit in the last place, at random; in float64
+        all sums are.
         """
 
     @abstractmethod

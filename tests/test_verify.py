@@ -390,3 +390,31 @@ def test_a_small_error_in_a_steep_model_is_found() -> None:
     with torch.no_grad():
         result.model.second.bias[0] += 1e-4
     assert sparsecc.verify(model, result, inputs).status == "FAILED"
+
+
+class Chaotic(nn.Module):
+    """Outputs that move by some 1e7 times as much as what they are made of."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 64), nn.Linear(64, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.second(self.first(x).relu())
+        for _ in range(5):
+            y = torch.sin(30 * y)
+        return y
+
+
+def test_a_right_result_does_not_fail_where_the_model_amplifies_rounding() -> None:
+    """Deep networks with random weights do: EfficientNetV2, Visformer."""
+    torch.manual_seed(0)
+    model, inputs = Chaotic().eval(), (torch.randn(2, 4),)
+    result = sparsecc.prune(model, inputs, sparsity=0.5)
+    check = result.certificate.worst("float64")
+    assert result.certificate.status == "VERIFIED"
+    assert check is not None
+    assert 1e-12 < check.error <= check.bound <= 1e-8
+    with torch.no_grad():
+        result.model.get_parameter("second.weight")[0, 0] *= 1 + 1e-5
+    assert sparsecc.verify(model, result, inputs).status == "FAILED"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import nn
 
@@ -131,3 +132,35 @@ def test_blocks_with_what_nobody_reads_are_dropped_from_the_class() -> None:
     result = sparsecc.prune(model.eval(), (torch.randn(2, 4),), recipe=[DepthPruning(blocks=("1",))])
     assert result.certificate.status == "VERIFIED"
     assert isinstance(result.model, nn.Sequential)
+
+
+class OwnKernels(nn.Module):
+    """Every sample has kernels of its own for every channel (CondConv): groups that grow with the batch."""
+
+    def __init__(self, transposed: bool) -> None:
+        super().__init__()
+        self.convolve = nn.functional.conv_transpose2d if transposed else nn.functional.conv2d
+        self.first, self.choice, self.last = nn.Conv2d(3, 12, 1), nn.Linear(12, 4), nn.Conv2d(12, 5, 1)
+        self.kernels = nn.Parameter(torch.randn(4, 12 * 9))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.first(x).relu()
+        samples, channels, height, width = y.shape
+        kernels = self.choice(y.mean((2, 3))).sigmoid() @ self.kernels
+        y = self.convolve(
+            y.reshape(1, samples * channels, height, width),
+            kernels.view(samples * channels, 1, 3, 3),
+            padding=1,
+            groups=samples * channels,
+        )
+        return self.last(y.view(samples, channels, height, width))
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_groups_that_grow_with_the_batch(transposed: bool) -> None:
+    model = OwnKernels(transposed)
+    result = pruned(model, torch.randn(2, 3, 6, 6))
+    left = result.report.after["parameters"] / result.report.before["parameters"]
+    assert left < (0.9 if transposed else 0.6)
+    for samples in (1, 5):
+        assert result.model(torch.randn(samples, 3, 6, 6)).shape == (samples, 5, 6, 6)

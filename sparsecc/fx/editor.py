@@ -286,7 +286,29 @@ def _set_attr(node: Node, action: SetAttr) -> None:
 
 
 def _replace(node: Node, bound: dict[str, Any], argument: str, value: Any) -> None:
+    if isinstance(bound[argument], Node):  # a number that varies, of which the plan knows one example
+        raise PlanConflict(
+            f"{node.name}: {argument!r} is computed while the model runs; exclude the group", node=node.name
+        )
     assign(node, argument, value)
+
+
+def _groups(node: Node, bound: dict[str, Any], argument: str, value: Any) -> None:
+    """The groups of a convolution, also where there are more for a larger batch (kernels of their own)."""
+    x, w = bound.get("input"), bound.get("weight")
+    known = not isinstance(bound[argument], Node)
+    turned = bound.get("transposed", False) or "transpose" in str(node.target)
+    if known or turned or not (isinstance(x, Node) and isinstance(w, Node)):
+        _replace(node, bound, argument, value)
+        return
+    at = x.meta["val"].dim() - w.meta["val"].dim() + 1
+    with node.graph.inserting_before(node):
+        channels = node.graph.call_function(torch.ops.aten.sym_size.int, (x, at))
+        each = node.graph.call_function(torch.ops.aten.sym_size.int, (w, 1))
+        found = node.graph.call_function(operator.floordiv, (channels, each))
+    channels.meta["val"], each.meta["val"] = x.meta["val"].shape[at], w.meta["val"].shape[1]
+    found.meta["val"] = bound[argument].meta["val"]
+    assign(node, argument, found)
 
 
 def _last(node: Node, bound: dict[str, Any], argument: str, value: Any) -> None:
@@ -294,7 +316,7 @@ def _last(node: Node, bound: dict[str, Any], argument: str, value: Any) -> None:
 
 
 _ATTRIBUTES: tuple[tuple[str, str, Callable[[Node, dict[str, Any], str, Any], None]], ...] = (
-    ("groups", "groups", _replace),
+    ("groups", "groups", _groups),
     ("groups", "num_groups", _replace),
     ("groups", "group", _replace),
     ("channels", "C", _replace),

@@ -160,20 +160,32 @@ class TorchSubject(Subject):
     ) -> Outputs:
         """Outputs under masked semantics."""
         with self._blaming(inputs):
-            return self._masked_runner(plan, dtype).run(inputs, hook=self._hook(plan, kept, nudge))[0]
+            return self._masked_runner(plan, dtype).run(inputs, hook=self._hook(plan, kept, nudge, dtype))[0]
 
     def _masked_runner(self, plan: Plan, dtype: torch.dtype | None) -> ProgramRunner:
         valued = {a.weight for a in (*plan.of(Write), *plan.of(Mask))}
         overrides = {n: substituted(plan, n, self.program.weights[n].detach()) for n in valued}
         return ProgramRunner(self.program, dtype=dtype, overrides=overrides)
 
-    def _hook(self, plan: Plan, kept: Mapping[str, Kept], nudge: int | None = None) -> Any:
-        masking = self._masking(plan, kept, nudge)
+    def _hook(
+        self,
+        plan: Plan,
+        kept: Mapping[str, Kept],
+        nudge: int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Any:
+        masking = self._masking(plan, kept, nudge, dtype)
         return masked_hook(self.view, masking.masked, masking.around)
 
-    def _masking(self, plan: Plan, kept: Mapping[str, Kept], nudge: int | None = None) -> MaskedCalls:
+    def _masking(
+        self,
+        plan: Plan,
+        kept: Mapping[str, Kept],
+        nudge: int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> MaskedCalls:
         bypassed = {b.output: b.source for b in plan.of(Bypass)}
-        return MaskedCalls(self.view, masking(self.analysis.keeps(kept), nudge), bypassed)
+        return MaskedCalls(self.view, masking(self.analysis.keeps(kept), nudge, dtype), bypassed)
 
     def stepping(
         self,

@@ -177,7 +177,7 @@ class OnnxSubject(Subject):
         """Outputs under masked semantics."""
         runner = Runner(self._substituted(plan), dtype=dtype, cache=False)
         with self._blaming(inputs):
-            return _outputs(runner, inputs, self._hook(plan, kept, nudge))
+            return _outputs(runner, inputs, self._hook(plan, kept, nudge, dtype))
 
     @contextmanager
     def _blaming(self, inputs: Named) -> Iterator[None]:
@@ -202,8 +202,14 @@ class OnnxSubject(Subject):
             protos[name] = replace_tensor(stored, name, actions.edit(name, self.file.tensor(name)), payloads)
         return self.file.derive(copy_proto(self.file.proto, protos), payloads)
 
-    def _hook(self, plan: Plan, kept: Mapping[str, Kept], nudge: int | None = None) -> Hook:
-        masked = masking(self.analysis.keeps(kept), nudge)
+    def _hook(
+        self,
+        plan: Plan,
+        kept: Mapping[str, Kept],
+        nudge: int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Hook:
+        masked = masking(self.analysis.keeps(kept), nudge, dtype)
         calls = {call.raw: call for call in self.view.calls}
         bypassed = {b.output: b.source for b in plan.of(Bypass)}
         remembered: dict[str, Any] = {}
