@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import fnmatch
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -46,7 +47,6 @@ CLIPS = {"s3d": (16, 224, 224), "mvit_*": (8, 64, 64), "swin3d_*": (4, 64, 64), 
 OPTIONS: dict[str, dict[str, Any]] = {
     "vit_h_14": {"image_size": 56},
     "vit_*": {"image_size": 64},
-    "mvit_*": {"spatial_size": (64, 64), "temporal_size": 8},
     "googlenet": {"init_weights": False, "aux_logits": False},
     "inception_v3": {"init_weights": False, "aux_logits": False},
 }
@@ -56,11 +56,30 @@ def _first(table: dict[str, Any], name: str, default: Any) -> Any:
     return next((value for pattern, value in table.items() if fnmatch.fnmatchcase(name, pattern)), default)
 
 
+@contextlib.contextmanager
+def _for_small_clips() -> Iterator[None]:
+    """MViT has tables of positions for the size that its functions give: inside, for that of ``CLIPS``."""
+    from torchvision.models.video import mvit
+
+    original = mvit._mvit
+    frames, *space = CLIPS["mvit_*"]
+
+    def small(**given: Any) -> Any:
+        return original(**{**given, "spatial_size": tuple(space), "temporal_size": frames})
+
+    mvit._mvit = small
+    try:
+        yield
+    finally:
+        mvit._mvit = original
+
+
 def _made(name: str, **options: Any) -> nn.Module:
     ready()
     from torchvision.models import get_model
 
-    made: nn.Module = get_model(name, weights=None, **_first(OPTIONS, name, {}), **options)
+    with _for_small_clips():
+        made: nn.Module = get_model(name, weights=None, **_first(OPTIONS, name, {}), **options)
     return made
 
 

@@ -238,7 +238,7 @@ def amplified(
             for check in _compare64(subject, moved, wide, ""):
                 worst[check.where] = max(worst.get(check.where, 0.0), check.error)
     bounds = {where: min(max(FLOAT64_BOUND, 4 * error), FLOAT64_CEILING) for where, error in worst.items()}
-    return [replace(c, bound=bounds[c.where]) if c.what == "float64" else c for c in checks]
+    return [replace(c, bound=bounds.get(c.where, c.bound)) if c.what == "float64" else c for c in checks]
 
 
 @dataclass(frozen=True)
