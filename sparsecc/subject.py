@@ -109,6 +109,13 @@ class Subject(ABC):
     def inputs(self, seed: int, variant: int) -> tuple[Inputs, str]:
         """Inputs for a check, and their description; variant 1 has other dynamic sizes than 0."""
 
+    def hold_integers(self) -> bool:
+        """Let ``inputs`` take integers from the example alone; False where that changes nothing.
+
+        For models that fail on others: offsets that begin with 0, lengths in falling order.
+        """
+        return False
+
     @abstractmethod
     def arguments(self, inputs: Inputs) -> Arguments:
         """The positional and keyword arguments of a call of the user's model with ``inputs``."""

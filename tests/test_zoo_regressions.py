@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import sparsecc
+from sparsecc.errors import InvalidOption
 from sparsecc.passes import DepthPruning
 from sparsecc.verification.check import distance
 
@@ -164,3 +165,21 @@ def test_groups_that_grow_with_the_batch(transposed: bool) -> None:
     assert left < (0.9 if transposed else 0.6)
     for samples in (1, 5):
         assert result.model(torch.randn(samples, 3, 6, 6)).shape == (samples, 5, 6, 6)
+
+
+class Bags(nn.Module):
+    """Sums of ranges of rows, whose offsets begin with 0 and rise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.first, self.second = nn.EmbeddingBag(30, 6), nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, rows: torch.Tensor, offsets: torch.Tensor) -> torch.Tensor:
+        return self.second(self.first(self.table(rows, offsets)).relu())
+
+
+def test_integers_that_only_the_example_has_right_are_taken_from_it() -> None:
+    result = pruned(Bags(), torch.randint(0, 30, (12,)), torch.tensor([0, 4, 9]))
+    assert all("offsets: the example" in check.inputs for check in result.certificate.checks)
+    with pytest.raises(InvalidOption, match="the model itself fails"):
+        pruned(Bags(), torch.randint(0, 30, (12,)), torch.tensor([1, 4, 9]))

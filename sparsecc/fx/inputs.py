@@ -14,14 +14,18 @@ from sparsecc.fx.capture import Program, _reorder_kwargs
 from sparsecc.graph import View
 
 
-def synthesised(program: Program, view: View, seed: int, variant: int) -> tuple[list[Any], str]:
+def synthesised(
+    program: Program, view: View, seed: int, variant: int, *, held: bool = False
+) -> tuple[list[Any], str]:
     """Flat inputs and their description.
 
     Seed 0 of variant 0 is the example.  Otherwise floats are normal with the example's mean and
     deviation, integers that index an axis of size n are uniform below n, and other integers and
     booleans are drawn from the example's values (from three axes on, whole vectors of the last).
-    Variant 1 adds one to every dynamic size that allows it.
+    Variant 1 adds one to every dynamic size that allows it.  ``held``: integers and booleans are always the
+    example's, and so are the sizes.
     """
+    variant = 0 if held else variant
     examples = _examples(program)
     nodes = {n.name: n for n in program.graph.nodes if n.op == "placeholder"}
     sizes = _sizes(program, variant)
@@ -34,13 +38,19 @@ def synthesised(program: Program, view: View, seed: int, variant: int) -> tuple[
             leaves.append(example)
             continue
         shape = _shape(nodes[name], sizes)
-        if seed == 0 and variant == 0 and tuple(example.shape) == shape:
+        given = held and not example.is_floating_point()
+        if (given or (seed == 0 and variant == 0)) and tuple(example.shape) == shape:
             leaves.append(example.detach().clone())
             words.append(f"{name}: the example {list(shape)}")
         else:
             leaves.append(_drawn(example, shape, limits.get(name), generator))
             words.append(f"{name}: {str(example.dtype)[6:]} {list(shape)}, seed {seed}")
     return leaves, "; ".join(words)
+
+
+def has_integers(program: Program) -> bool:
+    """Whether the model takes tensors of integers or booleans."""
+    return any(isinstance(x, torch.Tensor) and not x.is_floating_point() for x in _examples(program))
 
 
 def _examples(program: Program) -> list[Any]:

@@ -19,7 +19,7 @@ from sparsecc.errors import InvalidOption, SparseccError, UnsupportedModel
 from sparsecc.fx.capture import Program, capture, evaluating, recapture, split_inputs
 from sparsecc.fx.config import changed, descriptions, has_config, rebuilt
 from sparsecc.fx.editor import edit
-from sparsecc.fx.inputs import synthesised
+from sparsecc.fx.inputs import has_integers, synthesised
 from sparsecc.fx.module import Diverged, accepted, module_actions, narrowed, recaptured, replacements
 from sparsecc.fx.program_module import argument_names, program_module
 from sparsecc.fx.reader import read, unread
@@ -88,6 +88,7 @@ class TorchSubject(Subject):
         self.given = model
         self.program = capture(model, example_inputs, dynamic_shapes=dynamic_shapes)
         self.notes = list(self.program.notes)
+        self._held = False
 
     @cached_property
     def view(self) -> View:
@@ -109,7 +110,12 @@ class TorchSubject(Subject):
                     f"{name!r} is on the meta device, so the model cannot be run; load the weights first, "
                     "or pass verify=False"
                 )
-        return synthesised(self.program, self.view, seed, variant)
+        return synthesised(self.program, self.view, seed, variant, held=self._held)
+
+    def hold_integers(self) -> bool:
+        """Let ``inputs`` take integers from the example alone."""
+        before, self._held = self._held, has_integers(self.program)
+        return self._held and not before
 
     def arguments(self, inputs: list[Any]) -> Arguments:
         """Flat inputs in the structure of the example's."""
