@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import sparsecc
+from sparsecc.errors import InvalidModel
 from tests.onnx_cases import Case, built, check_case, image, sequence
 from tests.onnx_graphs import Graph
 from tests.test_patterns import groups_text
@@ -477,3 +478,15 @@ def test_an_operator_prunes_to_its_masked_semantics(name: str, seed: int) -> Non
 @pytest.mark.parametrize("name", CASES)
 def test_groups_are_the_golden_ones(name: str, golden: Callable[[str, str], None]) -> None:
     golden(f"onnx/{name}.txt", groups_text(sparsecc.analyze(CASES[name]().model)))
+
+
+def test_integers_that_only_the_example_has_right_are_taken_from_it() -> None:
+    """A shape among the inputs fits the other one's size alone."""
+    g = Graph()
+    y = g.linear(g.node("Relu", [g.linear(g.input("x", ["n", 6]), "a", 6, 8)], "r"), "z", 8, 4)
+    model = g.build(g.node("Reshape", [y, g.input("shape", [2], np.int64)], "back"))
+    result = sparsecc.prune(model, [np.ones((3, 6), np.float32), np.array([2, 6])], sparsity=0.5)
+    assert result.certificate.status == "VERIFIED"
+    assert all("shape: given" in check.inputs for check in result.certificate.checks)
+    with pytest.raises(InvalidModel, match="made up for x, shape that do not fit, give example inputs"):
+        sparsecc.prune(model, sparsity=0.5)

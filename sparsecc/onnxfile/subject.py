@@ -15,7 +15,7 @@ import torch
 from onnx import NodeProto, ValueInfoProto, numpy_helper
 
 from sparsecc.axes.terms import Kept
-from sparsecc.errors import InvalidOption, UnsupportedModel
+from sparsecc.errors import InvalidModel, InvalidOption, UnsupportedModel
 from sparsecc.fx.weights import WeightActions, exact_weights
 from sparsecc.graph import Call, View
 from sparsecc.onnxfile.editor import edit
@@ -104,6 +104,7 @@ class OnnxSubject(Subject):
         self.file = self.given.inlined()
         self.notes = [] if self.file is self.given else ["local functions were inlined"]
         self.examples = self._named(example_inputs)
+        self._held = False
 
     def _named(self, examples: Any) -> Named:
         if examples is None:
@@ -146,10 +147,21 @@ class OnnxSubject(Subject):
 
     def inputs(self, seed: int, variant: int) -> tuple[Named, str]:
         """Inputs by name: the example for seed 0 of variant 0, else synthesised."""
+        variant = 0 if self._held else variant
         sizes = self.shapes.other if variant and self.shapes.other is not None else self.shapes.dims
-        overrides = self.examples if seed == 0 and not variant else {}
+        overrides = self.examples if seed == 0 and not variant else self._integers if self._held else {}
         made = synthesise(self.file, sizes, seed, overrides)
         return made.inputs, "; ".join(made.notes)
+
+    def hold_integers(self) -> bool:
+        """Let ``inputs`` take integers from the example alone."""
+        before, self._held = self._held, bool(self._integers)
+        return self._held and not before
+
+    @property
+    def _integers(self) -> Named:
+        examples = self.examples.items()
+        return {n: x for n, x in examples if isinstance(x, torch.Tensor) and not x.is_floating_point()}
 
     def arguments(self, inputs: Named) -> Arguments:
         """Inputs by name."""
@@ -163,7 +175,16 @@ class OnnxSubject(Subject):
 
     def original(self, inputs: Named, dtype: torch.dtype | None = None) -> Outputs:
         """Outputs of the original model, by the executable reference."""
-        return _outputs(Runner(self.file, dtype=dtype, cache=False), inputs)
+        try:
+            return _outputs(Runner(self.file, dtype=dtype, cache=False), inputs)
+        except InvalidModel as error:
+            made = [v.name for v in self.file.inputs if v.name not in self.examples]
+            if not made:
+                raise
+            names = ", ".join(made[:5])
+            raise InvalidModel(
+                f"{error}; if it is the numbers made up for {names} that do not fit, give example inputs"
+            ) from error
 
     def masked(
         self,

@@ -12,7 +12,7 @@ import torch
 
 from sparsecc import __version__
 from sparsecc.axes.terms import Kept
-from sparsecc.errors import InvalidOption, UnsupportedModel, VerificationFailed
+from sparsecc.errors import InvalidModel, InvalidOption, UnsupportedModel, VerificationFailed
 from sparsecc.plan import Bypass, Mask, Plan
 from sparsecc.subject import Applied, Outputs, Subject, real
 from sparsecc.verification.certificate import Certificate, Check
@@ -41,7 +41,7 @@ def certify(
     """
     try:
         return _certify(subject, applied, kept, runs)
-    except InvalidOption:
+    except (InvalidOption, InvalidModel):
         if not subject.hold_integers():
             raise
     return _certify(subject, applied, kept, runs)
