@@ -16,7 +16,7 @@ from torch import Tensor, nn
 import sparsecc
 from sparsecc.axes import RULES
 from sparsecc.axes.terms import Keep
-from sparsecc.errors import InvalidModel, VerificationFailed
+from sparsecc.errors import InvalidModel, UnsupportedModel, VerificationFailed
 from sparsecc.fx.capture import Program
 from sparsecc.fx.editor import edit
 from sparsecc.fx.program_module import program_module
@@ -393,15 +393,16 @@ def test_a_small_error_in_a_steep_model_is_found() -> None:
 
 
 class Chaotic(nn.Module):
-    """Outputs that move by some 1e7 times as much as what they are made of."""
+    """Outputs that move by some 1e7 times as much as what they are made of, or more with more ``turns``."""
 
-    def __init__(self) -> None:
+    def __init__(self, turns: int = 5) -> None:
         super().__init__()
+        self.turns = turns
         self.first, self.second = nn.Linear(4, 64), nn.Linear(64, 8)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.second(self.first(x).relu())
-        for _ in range(5):
+        for _ in range(self.turns):
             y = torch.sin(30 * y)
         return y
 
@@ -418,3 +419,8 @@ def test_a_right_result_does_not_fail_where_the_model_amplifies_rounding() -> No
     with torch.no_grad():
         result.model.get_parameter("second.weight")[0, 0] *= 1 + 1e-5
     assert sparsecc.verify(model, result, inputs).status == "FAILED"
+
+
+def test_a_model_of_which_rounding_leaves_nothing_is_no_defect() -> None:
+    with pytest.raises(UnsupportedModel, match="the model amplifies rounding"):
+        sparsecc.prune(Chaotic(12).eval(), (torch.randn(2, 4),), sparsity=0.5)
