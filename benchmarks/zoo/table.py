@@ -110,11 +110,12 @@ _LEGEND = """\
 `removed` is the share of the parameters that went (medians above), `prunable` the share that would go
 if every group kept one position. `failed` and `crash` are defects of sparsecc; `export failed` means
 that `torch.export` or `torch.onnx` does not take the model; `no model` that its library cannot build or
-run it here. `back as`: the user's class, a graph module, or an ONNX file. `planning` is analysis and
-plan, in CPU-seconds; `all` includes export and verification. Frozen axes are counted by kind of reason;
-those of graph inputs, graph outputs and convolution kernels, which every model has, are left out.
-Models that compute weights from parameters are folded first; mixtures of experts are exported to ONNX with
-their batched implementation, the one that the exporter can write."""
+run it here; `refused` that sparsecc says why nothing is made of it. `back as`: the user's class, a
+graph module, or an ONNX file. `planning` is analysis and plan, in CPU-seconds; `all` includes export
+and verification. Frozen axes are counted by kind of reason; those of graph inputs, graph outputs and
+convolution kernels, which every model has, are left out. Models that compute weights from parameters
+are folded first; mixtures of experts are exported to ONNX with their batched implementation, the one
+that the exporter can write."""
 
 _COLUMNS = (
     "model", "path", "outcome", "parameters", "removed", "prunable", "groups", "back as", "error, float64",
