@@ -17,7 +17,8 @@ from sparsecc.errors import PlanConflict
 from sparsecc.graph import Call, View
 from sparsecc.lowering import kept_of
 from sparsecc.plan import Plan
-from sparsecc.reference.nudged import rounds
+from sparsecc.reference.masked import Masked
+from sparsecc.reference.nudged import masking, rounds
 
 Inputs = Any
 Outputs = list[Any]
@@ -108,6 +109,12 @@ class Subject(ABC):
     @abstractmethod
     def inputs(self, seed: int, variant: int) -> tuple[Inputs, str]:
         """Inputs for a check, and their description; variant 1 has other dynamic sizes than 0."""
+
+    def semantics(
+        self, kept: Mapping[str, Kept], nudge: int | None = None, dtype: torch.dtype | None = None
+    ) -> Masked:
+        """Masked semantics of single calls; ``nudge`` and ``dtype`` as for ``masked``."""
+        return masking(self.analysis.keeps(kept), nudge, dtype)
 
     def hold_integers(self) -> bool:
         """Let ``inputs`` take integers from the example alone; False where that changes nothing.

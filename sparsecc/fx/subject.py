@@ -27,8 +27,8 @@ from sparsecc.fx.training import misfit, training_program
 from sparsecc.fx.weights import exact_weights, substituted, under
 from sparsecc.graph import View
 from sparsecc.plan import Bypass, Fold, Mask, Plan, SetModule, Take, Write
+from sparsecc.reference.masked import Masked
 from sparsecc.reference.node_checks import check_nodes
-from sparsecc.reference.nudged import masking
 from sparsecc.reference.torch_run import MaskedCalls, ProgramRunner, masked_hook, result_of, runs
 from sparsecc.subject import (
     Applied,
@@ -165,33 +165,22 @@ class TorchSubject(Subject):
         nudge: int | None = None,
     ) -> Outputs:
         """Outputs under masked semantics."""
+        hook = self._hook(plan, self.semantics(kept, nudge, dtype))
         with self._blaming(inputs):
-            return self._masked_runner(plan, dtype).run(inputs, hook=self._hook(plan, kept, nudge, dtype))[0]
+            return self._masked_runner(plan, dtype).run(inputs, hook=hook)[0]
 
     def _masked_runner(self, plan: Plan, dtype: torch.dtype | None) -> ProgramRunner:
         valued = {a.weight for a in (*plan.of(Write), *plan.of(Mask))}
         overrides = {n: substituted(plan, n, self.program.weights[n].detach()) for n in valued}
         return ProgramRunner(self.program, dtype=dtype, overrides=overrides)
 
-    def _hook(
-        self,
-        plan: Plan,
-        kept: Mapping[str, Kept],
-        nudge: int | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> Any:
-        masking = self._masking(plan, kept, nudge, dtype)
+    def _hook(self, plan: Plan, semantics: Masked) -> Any:
+        masking = self._masking(plan, semantics)
         return masked_hook(self.view, masking.masked, masking.around)
 
-    def _masking(
-        self,
-        plan: Plan,
-        kept: Mapping[str, Kept],
-        nudge: int | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> MaskedCalls:
+    def _masking(self, plan: Plan, semantics: Masked) -> MaskedCalls:
         bypassed = {b.output: b.source for b in plan.of(Bypass)}
-        return MaskedCalls(self.view, masking(self.analysis.keeps(kept), nudge, dtype), bypassed)
+        return MaskedCalls(self.view, semantics, bypassed)
 
     def stepping(
         self,
@@ -206,7 +195,7 @@ class TorchSubject(Subject):
             if plan is None
             else self._masked_runner(plan, None)
         )
-        masking = None if plan is None else self._masking(plan, self.kept(plan))
+        masking = None if plan is None else self._masking(plan, self.semantics(self.kept(plan)))
         calls = {call.raw: call for call in self.view.calls}
         env: dict[Any, Any] = {}
         steps = runner.steps(inputs, env)
@@ -375,7 +364,7 @@ class TorchSubject(Subject):
             runner,
             self.view,
             self.analysis.keeps(kept),
-            self._hook(applied.plan, kept),
+            self._hook(applied.plan, self.semantics(kept)),
             applied.program,
             inputs,
             applied.plan.actions,

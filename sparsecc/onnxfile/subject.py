@@ -26,7 +26,6 @@ from sparsecc.onnxfile.synth import synthesise
 from sparsecc.onnxfile.timing import timed_call
 from sparsecc.plan import Bypass, Fold, Mask, Plan, Write
 from sparsecc.reference.masked import Masked
-from sparsecc.reference.nudged import masking
 from sparsecc.reference.onnx_node_checks import check_nodes
 from sparsecc.reference.onnx_run import Hook, Runner, check_input
 from sparsecc.subject import Applied, Arguments, NodeCheck, Outputs, Step, Stepping, Subject
@@ -197,8 +196,9 @@ class OnnxSubject(Subject):
     ) -> Outputs:
         """Outputs under masked semantics."""
         runner = Runner(self._substituted(plan), dtype=dtype, cache=False)
+        hook = self._hook(plan, self.semantics(kept, nudge, dtype))
         with self._blaming(inputs):
-            return _outputs(runner, inputs, self._hook(plan, kept, nudge, dtype))
+            return _outputs(runner, inputs, hook)
 
     @contextmanager
     def _blaming(self, inputs: Named) -> Iterator[None]:
@@ -223,14 +223,7 @@ class OnnxSubject(Subject):
             protos[name] = replace_tensor(stored, name, actions.edit(name, self.file.tensor(name)), payloads)
         return self.file.derive(copy_proto(self.file.proto, protos), payloads)
 
-    def _hook(
-        self,
-        plan: Plan,
-        kept: Mapping[str, Kept],
-        nudge: int | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> Hook:
-        masked = masking(self.analysis.keeps(kept), nudge, dtype)
+    def _hook(self, plan: Plan, semantics: Masked) -> Hook:
         calls = {call.raw: call for call in self.view.calls}
         bypassed = {b.output: b.source for b in plan.of(Bypass)}
         remembered: dict[str, Any] = {}
@@ -241,7 +234,7 @@ class OnnxSubject(Subject):
             if node.output and node.output[0] in bypassed:
                 return (remembered[bypassed[node.output[0]]],)
             call = calls.get(index)
-            return default(inputs) if call is None else masked_call(call, masked, inputs, default)
+            return default(inputs) if call is None else masked_call(call, semantics, inputs, default)
 
         return hook
 
@@ -309,7 +302,7 @@ class OnnxSubject(Subject):
         assert isinstance(applied, AppliedOnnx)
         assert applied.file is not None
         reference = Runner(self._substituted(applied.plan), cache=False)
-        hook = self._hook(applied.plan, kept)
+        hook = self._hook(applied.plan, self.semantics(kept))
         keeps, bypassed = self.analysis.keeps(kept), {b.output for b in applied.plan.of(Bypass)}
         with self._blaming(inputs):
             yield from check_nodes(reference, hook, self.view, keeps, applied.file, inputs, bypassed)
