@@ -58,7 +58,7 @@ def onnx_errors(
 ) -> Errors:
     """The same for a model of the other dialect."""
     keeps = subject.analysis.keeps(kept)
-    inner = subject._hook(plan, kept)
+    inner = subject._hook(plan, subject.semantics(kept))
     calls = {call.raw: call for call in subject.view.calls}
     errors: Errors = {}
 

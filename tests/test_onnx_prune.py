@@ -168,7 +168,7 @@ def test_removed_positions_may_hold_anything() -> None:
     """NaN in what is removed does not reach the masked reference, nor the result."""
     r = Result(convnet().build("logits"))
     feeds, _ = r.subject.inputs(0, 0)
-    hook = r.subject._hook(r.plan, r.subject.kept(r.plan))
+    hook = r.subject._hook(r.plan, r.subject.semantics(r.subject.kept(r.plan)))
     spoilt = undefined(r.subject.file, r.plan)
     assert not np.isfinite(ort(spoilt.proto, feeds)[0]).all()
     found = Runner(spoilt, dtype=torch.float64, cache=False).run(feeds, hook=hook)["logits"]
