@@ -165,7 +165,9 @@ def masked64(
 ) -> list[Any]:
     """Masked semantics in float64; with ``garbage`` every removed entry of a weight holds a random number."""
     file = poisoned(subject.file, plan) if garbage else subject.file
-    found = Runner(file, dtype=torch.float64, cache=False).run(feeds, hook=subject._hook(plan, kept))
+    found = Runner(file, dtype=torch.float64, cache=False).run(
+        feeds, hook=subject._hook(plan, subject.semantics(kept))
+    )
     return [found[v.name] for v in file.proto.graph.output]
 
 
