@@ -55,6 +55,9 @@ def _compress(net: Net, name: str) -> None:
 
 
 def _scatter_elements(net: Net, name: str) -> None:
+    if net.pick((True, False)):
+        _scatter_one_place(net, name)
+        return
     v = net.pick(net.values[-4:])
     at = net.channel(len(v.shape))
     count = net.pick(range(1, v.shape[at] + 1))
@@ -70,12 +73,26 @@ def _scatter_elements(net: Net, name: str) -> None:
     net.put(name, inputs, v.shape, axis=at, **({} if how == "none" else {"reduction": how}))
 
 
+def _scatter_one_place(net: Net, name: str) -> None:
+    """One position of an axis is written in every row: its number, made as large as what is written."""
+    v = net.pick(net.values[-4:])
+    at = net.pick(range(1, len(v.shape)))
+    place = net.graph.tensor(net.fresh("place"), net.pick(range(v.shape[at])), np.int64)
+    new = net.graph.node("Sin", [_summed(net, v.name, at)], net.fresh("new"))
+    spread = net.graph.node(
+        "Expand", [place, net.graph.node("Shape", [new], net.fresh("shape"))], net.fresh("at")
+    )
+    net.put(name, [v.name, spread, new], v.shape, axis=at)
+
+
 def _scatter_nd(net: Net, name: str) -> None:
-    """The first and the last channel of every sample are written."""
+    """Channels of every sample are written: the first and the last, or neighbours."""
     v = net.pick([u for u in net.values[-6:] if u.shape[1] > 1] or net.values[:1])
     order = [1, 0, *range(2, len(v.shape))]
     turned = net.graph.node("Transpose", [v.name], net.fresh("turned"), perm=order)
-    rows = net.graph.tensor(net.fresh("rows"), [[0], [v.shape[1] - 1]], np.int64)
+    start, stop = sorted((net.pick(range(v.shape[1])), net.pick(range(v.shape[1]))))
+    chosen = net.pick(([0, v.shape[1] - 1], list(range(start, stop + 1))))
+    rows = net.graph.tensor(net.fresh("rows"), [[row] for row in chosen], np.int64)
     read = net.graph.node("GatherND", [turned, rows], net.fresh("read"))
     new = net.graph.node("Sin", [read], net.fresh("new"))
     written = net.graph.node(name, [turned, rows, new], net.fresh("written"))

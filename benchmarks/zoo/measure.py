@@ -57,6 +57,7 @@ class Row:
     message: str = ""
     parameters: int = 0
     removed: float | None = None
+    work: float | None = None
     prunable: float | None = None
     groups: int | None = None
     frozen: dict[str, int] = field(default_factory=dict)
@@ -265,6 +266,8 @@ def _describe(row: Row, result: Any) -> None:
     row.outcome = result.certificate.status.lower()
     row.message = result.certificate.why
     row.removed = 1 - report.after["parameters"] / before if before else 0.0
+    if report.before["macs"]:
+        row.work = 1 - report.after["macs"] / report.before["macs"]
     row.prunable = 1 - _least(analysis) / before if before else 0.0
     row.groups = len(report.groups)
     row.frozen = dict(

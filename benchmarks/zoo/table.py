@@ -94,6 +94,9 @@ def markdown(rows: Sequence[Row]) -> str:
         _table([_SUMMARY[i] for i in used], [[cells[i] for i in used] for cells in body]),
         _LEGEND,
     ]
+    less = lost_on_the_way(rows)
+    if less:
+        parts += [_LESS, _table(("model", "work removed from PyTorch", "through ONNX"), less)]
     for suite in SUITES:
         mine = [r for r in rows if r.suite == suite]
         if mine:
@@ -107,20 +110,38 @@ Public architectures with random weights, pruned at {SPARSITY:.0%} of the positi
 verified against masked semantics. Written by `make zoo`; `docs/zoo.json` holds the same and more."""
 
 _LEGEND = """\
-`removed` is the share of the parameters that went (medians above), `prunable` the share that would go
-if every group kept one position. `failed` and `crash` are defects of sparsecc; `export failed` means
-that `torch.export` or `torch.onnx` does not take the model; `no model` that its library cannot build or
-run it here; `refused` that sparsecc says why nothing is made of it. `back as`: the user's class, a
-graph module, or an ONNX file. `planning` is analysis and plan, in CPU-seconds; `all` includes export
-and verification. Frozen axes are counted by kind of reason; those of graph inputs, graph outputs and
-convolution kernels, which every model has, are left out. Models that compute weights from parameters
-are folded first; mixtures of experts are exported to ONNX with their batched implementation, the one
-that the exporter can write."""
+`removed` is the share of the parameters that went (medians above), `work` that of the multiply-adds (of
+newer rows), `prunable` the share of the parameters that would go if every group kept one position.
+`failed` and `crash` are defects of sparsecc; `export failed` means that `torch.export` or `torch.onnx`
+does not take the model; `no model` that its library cannot build or run it here; `refused` that
+sparsecc says why nothing is made of it. `back as`: the user's class, a graph module, or an ONNX file.
+`planning` is analysis and plan, in CPU-seconds; `all` includes export and verification. Frozen axes are
+counted by kind of reason; those of graph inputs, graph outputs and convolution kernels, which every
+model has, are left out. Models that compute weights from parameters are folded first; mixtures of
+experts are exported to ONNX with their batched implementation, the one that the exporter can write."""
+
+_LESS = """\
+## Less through ONNX
+
+Models of which at least two points more of the work go when they are pruned in PyTorch than after their
+export."""
 
 _COLUMNS = (
-    "model", "path", "outcome", "parameters", "removed", "prunable", "groups", "back as", "error, float64",
-    "planning", "all", "frozen axes, or what happened",
+    "model", "path", "outcome", "parameters", "removed", "work", "prunable", "groups", "back as",
+    "error, float64", "planning", "all", "frozen axes, or what happened",
 )  # fmt: skip
+
+
+def lost_on_the_way(rows: Sequence[Row], margin: float = 0.02) -> list[list[str]]:
+    """Models of which less work can be removed after their export to ONNX, the worst first."""
+    direct = {(r.suite, r.name): r.work for r in rows if r.path == "torch"}
+    pairs = [
+        (r, before, r.work)
+        for r in rows
+        if r.path == "onnx" and r.work is not None and (before := direct.get((r.suite, r.name))) is not None
+    ]
+    pairs.sort(key=lambda p: p[2] - p[1])
+    return [[f"{r.suite}/{r.name}", share(a), share(b)] for r, a, b in pairs if a - b > margin]
 
 
 def _cells(row: Row) -> list[str]:
@@ -132,6 +153,7 @@ def _cells(row: Row) -> list[str]:
         row.outcome,
         f"{row.parameters / 1e6:.2f} M" if row.parameters else "",
         share(row.removed),
+        share(row.work),
         share(row.prunable),
         "" if row.groups is None else str(row.groups),
         row.form,

@@ -238,11 +238,16 @@ def select(s: Solver, c: Call) -> list[Term]:
 
 @rule("slice")
 def slice_(s: Solver, c: Call) -> list[Term]:
-    """x[*,D,*] -> y[*,D',*]; ``attrs['slices']`` maps a dim to (start, stop, step)"""
+    """x[*,D,*] -> y[*,D',*]; ``attrs['slices']`` maps a dim to (start, stop, step), but for whole ones"""
     x = list(s.of(c, 0))
     for dim, (start, stop, step) in c.attrs["slices"].items():
         x[dim] = _cut(s, c, x[dim], dim, start, stop, step)
     return x
+
+
+def endless(stop: object) -> bool:
+    """Whether a slice ends where its axis does, however long that is: ``x[start:]`` as exporters write it."""
+    return isinstance(stop, int) and stop >= 2**31 - 1
 
 
 def _cut(s: Solver, c: Call, term: Term, dim: int, start: int, stop: int, step: int) -> Term:

@@ -155,7 +155,7 @@ class Solver:
         return varies(term)
 
     def static(self, value: Value) -> bool:
-        """Whether a value is a weight or a constant, or computed from nothing else."""
+        """Whether a value is a weight or a constant, or computed from nothing else, not even sizes."""
         return value.kind in ("const", "weight") or value in self._static
 
     def contract(self, call: Call, index: int, dim: int, against: tuple[int, int] | None = None) -> None:
@@ -336,7 +336,8 @@ class Solver:
             for term, dynamic in zip(self.axes[value], value.dynamic, strict=False):
                 if dynamic and (root := resolve(term)).kind == "atom":
                     root.varies = True
-        if call.inputs and self._is_static(call):
+        sized = any(any(value.dynamic) for value in call.outputs)
+        if call.inputs and self._is_static(call) and not sized:
             self._static.update(call.outputs)
             if self._reads_weights(call):
                 self._trained.update(call.outputs)

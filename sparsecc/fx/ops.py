@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch.fx import Node
 
+from sparsecc.axes.layout import endless
 from sparsecc.fx import ops_decomposed, ops_indexing, ops_products, ops_signal
 from sparsecc.fx.ops_indexing import index_many
 from sparsecc.fx.spec import (
@@ -196,6 +197,8 @@ def _stack(b: Bound, _: Shapes) -> Spec:
 
 
 def _slice(b: Bound, s: Shapes) -> Spec:
+    if (b["start"] or 0, b["step"]) == (0, 1) and (b["end"] is None or endless(b["end"])):
+        return Spec("slice", (b["self"],), {"slices": {}})
     shape = s.of(b["self"])
     dim = b["dim"] % len(shape)
     size = shape[dim]

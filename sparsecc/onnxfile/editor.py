@@ -58,11 +58,13 @@ class _Editor:
         self.speller = Speller(self.model, self.shapes, self.keeps, self.graph)
         self.touched = self.speller.touched
         self.clones: dict[tuple[str, bytes], str] = {}
+        self.rows: dict[str, dict[str, int]] = {}
         for name, node, operand in actions.uses:
             array = actions.edit_use((name, node, operand), self.model.tensor(name))
             self._point(self._node(node), self._input_of(node, operand), self._clone(name, array))
         for action in self.plan.actions:
             self._apply(action)
+        self._write_rows()
         self.speller.settle()
         self._drop_dead()
         self._update_types()
@@ -160,6 +162,9 @@ class _Editor:
 
     def _set_attr(self, node: NodeProto, action: SetAttr) -> None:
         for prefix in ("start", "stop"):
+            if action.name.startswith(prefix) and node.op_type == "ScatterND":
+                self.rows.setdefault(action.node, {})[prefix] = action.value
+                return
             if action.name.startswith(prefix):
                 self._slice_bound(node, prefix, int(action.name.removeprefix(prefix)), action.value)
                 return
@@ -188,6 +193,14 @@ class _Editor:
         if (which == "start" and goal[at] == 0) or (which == "stop" and goal[at] >= shape[dim]):
             return
         goal[at] = value
+
+    def _write_rows(self) -> None:
+        """Indices of the rows that a ScatterND replaces."""
+        for name, bounds in self.rows.items():
+            node = self._node(name)
+            start, stop, _ = self.calls[name].attrs["slices"][0]
+            rows = np.arange(bounds.get("start", start), bounds.get("stop", stop))
+            self._point(node, 1, self.speller.constant(f"{name}_rows", rows.reshape(-1, 1)))
 
     # -- clean-up -----------------------------------------------------------------------------------
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from sparsecc.axes.layout import endless
 from sparsecc.onnxfile import contrib, quantised
 from sparsecc.onnxfile.opaque import opaque
 from sparsecc.onnxfile.site import Entry, Site, Spec
@@ -173,6 +174,8 @@ def _slice(s: Site) -> Spec:
     steps = s.ints("steps", 4) or [1] * len(starts)
     slices = {}
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+        if (start, step) == (0, 1) and endless(end):
+            continue
         size = shape[axis % len(shape)]
         bounds = slice(start, end, step).indices(size) if step > 0 else (start, end, step)
         slices[axis % len(shape)] = tuple(bounds)
@@ -301,7 +304,22 @@ def _along(op: str) -> Entry:
 
 
 def _scatter_nd(s: Site) -> Spec:
-    return Spec("scatter_nd", [0, 1, 2])
+    rows = _rows_in_order(s)
+    if rows is None or s.attr("reduction", "none") != "none":
+        return Spec("scatter_nd", [0, 1, 2])
+    return Spec("slice_write", [0, 2], {"slices": {0: (rows.start, rows.stop, 1)}})
+
+
+def _rows_in_order(s: Site) -> range | None:
+    """The neighbouring rows that a ScatterND replaces, whatever the sizes of the inputs are."""
+    info = s.shapes.get(s.node.input[1])
+    if info.known is None or info.known.ndim != 2 or info.known.shape[1] != 1 or not info.known.size:
+        return None
+    if any(info.dynamic) or (info.varies is not None and info.varies.any()):
+        return None
+    rows = [int(row) % s.shape(0)[0] for row in info.known[:, 0]]
+    found = range(rows[0], rows[-1] + 1)
+    return found if list(found) == rows else None
 
 
 def _attention(s: Site) -> Spec:

@@ -21,15 +21,25 @@ from onnx import NodeProto
 from sparsecc.axes.analysis import Keeps
 from sparsecc.axes.terms import Term, resolve
 from sparsecc.errors import PlanConflict
-from sparsecc.onnxfile.model import OnnxFile, to_numpy, to_torch
+from sparsecc.onnxfile.model import OnnxFile, subgraphs, to_numpy, to_torch
 from sparsecc.onnxfile.shapes import Info, Shapes
 from sparsecc.onnxfile.structure import uses
 
 Numbers = npt.NDArray[Any]
 
 
+#: operators that make a tensor as large as they are told
+_SPREADING = frozenset({"Expand", "ConstantOfShape"})
+
+#: operators that look positions up by numbers: they read which, so these stay numbers
+_LOOKING_UP = frozenset({"Gather", "GatherND", "ScatterND"})
+
+
 def size_only(model: OnnxFile, shapes: Shapes) -> set[str]:
-    """First outputs of nodes that compute on sizes and constants alone, and that no graph output shows."""
+    """First outputs of nodes that compute on sizes and constants alone, and that no graph output shows.
+
+    Neither do tensors count that are spread out to the sizes of what they meet (a mask for all heads).
+    """
     found: dict[str, NodeProto] = {}
     numbers: set[str] = {n for n in (*model.initializers, *model.constants) if _is_table(shapes.get(n))}
     for index in model.order:
@@ -45,7 +55,42 @@ def size_only(model: OnnxFile, shapes: Shapes) -> set[str]:
     for node in reversed(found.values()):
         if shown.intersection(node.output):
             shown |= uses(node)
-    return {name for name, node in found.items() if not shown.intersection(node.output)}
+    found = {name: node for name, node in found.items() if not shown.intersection(node.output)}
+    return found.keys() - _spread(model, shapes, found)
+
+
+def _spread(model: OnnxFile, shapes: Shapes, found: Mapping[str, NodeProto]) -> set[str]:
+    """Tensors that are made as large as others are, and what follows, if all of that stays tensors."""
+    readers: dict[str, list[NodeProto]] = {}
+    for node in model.proto.graph.node:
+        for name in uses(node):
+            readers.setdefault(name, []).append(node)
+    spread: set[str] = set()
+    for name, node in found.items():
+        if node.op_type in _SPREADING and name not in spread:
+            spread |= _tensors_from(name, readers, shapes, found)
+    return spread
+
+
+def _tensors_from(
+    start: str, readers: Mapping[str, list[NodeProto]], shapes: Shapes, found: Mapping[str, NodeProto]
+) -> set[str]:
+    """``start`` and the known values that are computed from it; nothing where numbers are made of one."""
+    reached: set[str] = {start}
+    queue = [start]
+    while queue:
+        name = queue.pop()
+        if len(shapes.get(name).shape or ()) < 2:
+            return set()
+        for node in readers.get(name, ()):
+            if node.op_type in ("Shape", "Size"):
+                continue
+            if (node.op_type in _LOOKING_UP and name in node.input[1:2]) or subgraphs(node):
+                return set()
+            if node.output[0] in found and node.output[0] not in reached:
+                reached.add(node.output[0])
+                queue.append(node.output[0])
+    return reached
 
 
 def _is_float(info: Info) -> bool:

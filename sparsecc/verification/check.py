@@ -67,6 +67,7 @@ def _certify(
         if plan.mode == "prune" and not told_apart:
             told_apart = _differ([real(y) for y in subject.original(inputs, torch.float64)], wide)
     if not all(c.passed for c in checks):
+        _require_deterministic(subject, subject.inputs(*runs[-1])[0])
         checks = amplified(checks, subject, plan, kept, runs)
     found = _own_checks(own, subject.step)
     if not all(c.passed for c in found):

@@ -13,6 +13,7 @@ from tests.patterns import (  # noqa: F401  (each adds its own to CASES)
     positions,
     published,
     recurrent,
+    spread,
     structures,
 )
 from tests.patterns.base import CASES, Case
