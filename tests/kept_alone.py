@@ -1,7 +1,8 @@
 """Single operators by brute force: run on the kept positions alone, as if nothing else had ever been there.
 
 What masked semantics say of an operator at the positions that stay must be what the very same operator
-computes of operands that were cut down to them; only operators that spell out sizes cannot be run so.
+computes of operands that were cut down to them; only operators that spell out sizes or positions cannot be
+run so.
 """
 
 from __future__ import annotations
@@ -84,12 +85,14 @@ def onnx_errors(
 
 
 def _comparable(analysis: Analysis, call: Call, keeps: Keeps) -> bool:
-    """Whether the operator spells out no size that changes."""
+    """Whether the operator spells out no size, and no position of an axis, that changes."""
     facts = analysis.solver.facts.get(call)
     if facts is None:
         return True
-    terms: list[Term] = [term for _, term in facts.pins.values()]
-    for size in facts.sizes.values():
+    terms: list[Term] = [*facts.indices.values(), *(term for _, term in facts.pins.values())]
+    for name, size in facts.sizes.items():
+        if name.startswith(("start", "stop")):  # may be counted from the end
+            terms.append(analysis.solver.of(call, 0)[int(name.removeprefix("start").removeprefix("stop"))])
         terms += [t for item in size for t in (item if isinstance(item, tuple) else (item,))]
     return all(keeps.mask(term) is None for term in terms)
 

@@ -293,6 +293,19 @@ def _dropout(net: Net, name: str) -> None:
     net.put(name, [v.name], v.shape)
 
 
+def _quantised(net: Net, name: str) -> None:
+    """To integers and back, with one scale or one a channel."""
+    v = net.pick(net.values[-4:])
+    at = net.channel(len(v.shape))
+    each = net.graph.opset >= 13 and net.pick((True, False))
+    scale = net.graph.tensor(
+        net.fresh("scale"), net.graph.random.uniform(0.3, 0.9, (v.shape[at],) if each else ())
+    )
+    axis = {"axis": net.pick((at, at - len(v.shape)))} if each else {}
+    integers = net.graph.node("QuantizeLinear", [generic(net, v), scale], net.fresh("integers"), **axis)
+    joined(net, v, net.graph.node("DequantizeLinear", [integers, scale], net.fresh("real"), **axis))
+
+
 def _gene(gene: str) -> Callable[[Net, str], None]:
     """Operators that the network has a method for."""
     return lambda net, name: getattr(net, gene)()
@@ -310,6 +323,7 @@ RECIPES: dict[str, Callable[[Net, str], None]] = {
     **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax", "LpNormalization"), _normalised),
     "RMSNormalization": _rms, "Tile": _tile, "GatherND": _gather_nd, "SpaceToDepth": _space_to_depth,
     "ConstantOfShape": _filled, "Range": _range, "EyeLike": _eye, "OneHot": _one_hot, "NonZero": _non_zero,
+    **dict.fromkeys(("QuantizeLinear", "DequantizeLinear"), _quantised),
     "Trilu": _triangle, "Clip": _clip, "CastLike": _cast_like, "Dropout": _dropout,
     "Conv": _gene("conv"), "ConvTranspose": _gene("conv_transpose"), "Gemm": _gene("gemm"),
     "MatMul": _gene("linear"), "Einsum": _gene("einsum"), "BatchNormalization": _gene("batch_norm"),

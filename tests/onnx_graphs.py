@@ -16,7 +16,7 @@ from sparsecc.axes.terms import Keep
 from sparsecc.lowering import lower
 from sparsecc.onnxfile.model import OnnxFile, copy_proto, replace_tensor
 from sparsecc.onnxfile.subject import OnnxSubject
-from sparsecc.plan import Plan, SetAttr, SetShape, Take
+from sparsecc.plan import Plan, Renumber, SetAttr, SetShape, Take
 from sparsecc.reference.onnx_run import Runner
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -399,8 +399,9 @@ def _nodes(model: ModelProto) -> dict[str, NodeProto]:
 def explained(plan: Plan, file: OnnxFile) -> tuple[set[str], set[str]]:
     """Nodes and tensors that a plan names."""
     nodes = {a.node for a in plan.actions if isinstance(a, (SetShape, SetAttr))}
-    nodes |= {t.use[0] for t in plan.of(Take) if t.use is not None}
-    tensors = {t.weight for t in plan.of(Take) if t.use is None}
+    changes = [*plan.of(Take), *plan.of(Renumber)]
+    nodes |= {t.use[0] for t in changes if t.use is not None}
+    tensors = {t.weight for t in changes if t.use is None}
     return nodes | (tensors & file.constants.keys()), tensors - file.constants.keys()
 
 

@@ -172,6 +172,11 @@ def _slice(s: Site) -> Spec:
         raise ValueError("Slice without starts or ends")
     axes = s.ints("axes", 3) or list(range(len(starts)))
     steps = s.ints("steps", 4) or [1] * len(starts)
+    if all(
+        step == -1 and _reverses(shape[a % len(shape)], first, last)
+        for first, last, a, step in zip(starts, ends, axes, steps, strict=True)
+    ):
+        return Spec("flip", [0], {"dims": [a % len(shape) for a in axes]})
     slices = {}
     for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
         if (start, step) == (0, 1) and endless(end):
@@ -180,6 +185,11 @@ def _slice(s: Site) -> Spec:
         bounds = slice(start, end, step).indices(size) if step > 0 else (start, end, step)
         slices[axis % len(shape)] = tuple(bounds)
     return Spec("slice", [0], {"slices": slices})
+
+
+def _reverses(size: int, start: int, end: int) -> bool:
+    """Whether a slice with a step of -1 takes everything, however long the axis is."""
+    return (start == -1 or start >= size - 1) and end < -size
 
 
 def _gather(s: Site) -> Spec:
@@ -313,9 +323,7 @@ def _scatter_nd(s: Site) -> Spec:
 def _rows_in_order(s: Site) -> range | None:
     """The neighbouring rows that a ScatterND replaces, whatever the sizes of the inputs are."""
     info = s.shapes.get(s.node.input[1])
-    if info.known is None or info.known.ndim != 2 or info.known.shape[1] != 1 or not info.known.size:
-        return None
-    if any(info.dynamic) or (info.varies is not None and info.varies.any()):
+    if not info.settled or info.known is None or info.known.shape[1:] != (1,) or not info.known.size:
         return None
     rows = [int(row) % s.shape(0)[0] for row in info.known[:, 0]]
     found = range(rows[0], rows[-1] + 1)

@@ -45,6 +45,12 @@ class Info:
     _table: Tags | None = None
 
     @property
+    def settled(self) -> bool:
+        """Whether the values are known, and the same whatever the sizes of the inputs are."""
+        varies = any(self.dynamic) or (self.varies is not None and bool(self.varies.any()))
+        return self.known is not None and not varies
+
+    @property
     def origin(self) -> npt.NDArray[Any] | None:
         """For known integers an array of ``Origin`` or None, element by element."""
         if self.known is None or self._tags is None or self._table is None:
