@@ -166,6 +166,37 @@ def test_onnx_computes_what_torch_does_at_other_sizes_too(case: Case) -> None:
             torch.testing.assert_close(g, e, rtol=1e-4, atol=1e-5)
 
 
+class Attend(nn.Module):
+    def __init__(self, causal: bool) -> None:
+        super().__init__()
+        self.causal = causal
+
+    def forward(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Any = None) -> torch.Tensor:
+        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=self.causal, scale=0.4)
+
+
+@pytest.mark.parametrize("mask", ["none", "causal", "square", "heads", "full", "one sample", "bool"])
+@pytest.mark.parametrize("lead", [(), (3,), (2, 2, 2, 3)])
+def test_attention_on_tensors_of_any_rank(lead: tuple[int, ...], mask: str) -> None:
+    """ONNX has a translation for rank four."""
+    shapes = {"square": (), "heads": lead[-1:], "full": lead, "bool": lead, "one sample": (1, *lead[1:])}
+    args = [torch.randn(*lead, n, w) for n, w in ((5, 4), (7, 4), (7, 6))]
+    if mask in shapes:
+        args.append(torch.randn(*(shapes[mask] if lead else ()), 5, 7))
+    if mask == "bool":
+        args[-1] = args[-1] > -1
+    model = Attend(mask == "causal")
+    batch = [{0: BATCH} if len(lead) > 1 else None for _ in "qkv"]
+    per_sample = mask in ("full", "bool") and len(lead) > 1
+    dynamic = (*batch, *[{0: BATCH} if per_sample else None for _ in args[3:]])
+    run = executor(export(model, tuple(args), dynamic=dynamic))
+    larger = [
+        a.repeat(3, *[1] * (a.dim() - 1)) if d is not None else a for a, d in zip(args, dynamic, strict=True)
+    ]
+    for inputs in (args, larger):
+        torch.testing.assert_close(run(*inputs), model(*inputs), rtol=1e-4, atol=1e-5)
+
+
 def test_quick_and_traced_decomposition_agree(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     quick = executor(case.program, case.proto)(*case.args)
     monkeypatch.setattr("sparsecc.fx.to_onnx._simple", lambda node, table: False)

@@ -31,6 +31,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind
 
 from sparsecc.errors import InvalidOption, UnsupportedModel
+from sparsecc.fx.attention_ranks import has_another_rank, make_rank_four
 from sparsecc.fx.translations import translations_kept
 from sparsecc.signature import Signature, TensorSpec, argument_paths, describe_result, onnx_signature
 
@@ -217,6 +218,8 @@ def _replaced(graph_module: torch.fx.GraphModule, only: frozenset[Any] | None = 
     graph.output(graph.graph_copy(graph_module.graph, copied))
     for original, node in copied.items():
         node.name = original.name  # the signature refers to nodes by name, whatever fx thinks of it
+        if has_another_rank(original):
+            make_rank_four(node)
         if only is not None and original.target not in only:
             continue
         if original.target is _aten.batch_norm.default:
