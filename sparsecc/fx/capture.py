@@ -395,7 +395,10 @@ def written(graph: torch.fx.Graph) -> set[torch.fx.Node]:
         first = node.args[0]
         source = sources[node] = sources.get(first, first) if isinstance(first, torch.fx.Node) else None
         schema = getattr(node.target, "_schema", None)
-        if schema is not None and schema.is_mutable and source is not None:
+        writes = (
+            schema is not None and schema.is_mutable and node.target is not torch.ops.aten.detach_.default
+        )
+        if writes and source is not None:
             found.add(source)
     return found
 

@@ -20,7 +20,7 @@ from sparsecc.fx.ops import TABLE, aten_name, bind
 from sparsecc.fx.ops_frozen import FROZEN
 from sparsecc.fx.real import coded, decoded
 from sparsecc.fx.semantics import ProgramSemantics
-from sparsecc.fx.sharing import live
+from sparsecc.fx.sharing import is_list_copy, live
 from sparsecc.fx.spec import NODE, Shapes, tensors
 from sparsecc.graph import Call, Value, View
 from sparsecc.memory import without_collecting
@@ -160,6 +160,9 @@ class _Reader:
             self._number(node)
             return
         name = aten_name(node.target)
+        if is_list_copy(node) and self._is_stored(node.args[0]):
+            self.values[node] = self.values[node.args[0]]  # type: ignore[index]
+            return
         entry = TABLE.get(name) if name is not None else None
         operands: Sequence[Node | None]
         attrs: dict[str, Any]
@@ -193,6 +196,11 @@ class _Reader:
         self.calls.append(
             Call(op, node.name, inputs, tuple(outputs), attrs, where(node), node, tuple(operands))
         )
+
+    def _is_stored(self, node: Any) -> bool:
+        """Whether a node is a constant that nothing writes into."""
+        value = self.values.get(node)
+        return value is not None and value.kind == "const" and value.weight is not None
 
     def _size(self, node: Node) -> None:
         """A size that is read while the model runs and ends up in numbers stays what it was."""

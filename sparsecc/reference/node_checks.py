@@ -21,7 +21,7 @@ from sparsecc.axes.terms import resolve
 from sparsecc.blocks import dropped
 from sparsecc.fx.capture import Program
 from sparsecc.fx.ops import aten_name
-from sparsecc.fx.sharing import live
+from sparsecc.fx.sharing import is_list_copy, live
 from sparsecc.graph import Call, Value, View
 from sparsecc.plan import Action, Bypass
 from sparsecc.reference.masked import at_kept, renumbered
@@ -150,6 +150,8 @@ class _Own:
         """The value of a node that no other node computes from activations; None for the rest."""
         if node.op == "get_attr":
             return getattr(self._runner.program.owner, str(node.target))
+        if is_list_copy(node):
+            return self.get(node.all_input_nodes[0])
         name = self._weight_of.get(node.name)
         if name is None or node.name in self._runner.written:
             return self._others.get(node)

@@ -84,3 +84,21 @@ class OneOrder(nn.Module):
 @case(zeroing=True)
 def channels_by_index() -> Built:
     return OneOrder(), (image(),)
+
+
+class WrittenOrders(nn.Module):
+    """Orders of channels as the code writes them down: a list, and a tensor that is made on the spot."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.inner = nn.Conv2d(3, 8, 1), nn.Conv2d(6, 9, 1)
+        self.tail = head(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.inner(self.stem(x).relu()[:, [0, 3, 1, 5, 7, 2]]).relu()
+        return self.tail(y[:, torch.tensor([8, 1, 4, 2])])  # type: ignore[no-any-return]
+
+
+@case(kept_class=False, zeroing=True)
+def orders_in_the_code() -> Built:
+    return WrittenOrders(), (image(),)
