@@ -30,13 +30,15 @@ def torch_errors(subject: TorchSubject, kept: Mapping[str, Keep], inputs: list[A
     keeps = subject.analysis.keeps(kept)
     inner = masked_hook(subject.view, Masked(keeps))
     calls = {call.raw: call for call in subject.view.calls}
+    semantics = subject.view.semantics
+    assert semantics is not None
     errors: Errors = {}
 
     def hook(node: Any, default: Callable[[Mapping[Any, Any]], Any], env: Mapping[Any, Any]) -> Any:
         call = calls.get(node)
         if (
             call is None
-            or not subject.view.semantics.deterministic(call)
+            or not semantics.deterministic(call)
             or not _comparable(subject.analysis, call, keeps)
         ):
             return inner(node, default, env)

@@ -188,7 +188,7 @@ def dynamic(
     nodes = [helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "step", "z"])]
     source, point = "q", "z"
     if kind is np.int8:
-        tensors |= {"n": np.float32(0.05).reshape(()), "n.zero": np.array(-9, np.int8)}
+        tensors |= {"n": np.array(0.05, np.float32), "n.zero": np.array(-9, np.int8)}
         nodes = [
             helper.make_node("QuantizeLinear", ["x", "n", "n.zero"], ["q8"]),
             helper.make_node("Identity", ["n"], ["step"]),

@@ -66,7 +66,7 @@ class WrittenOut(Attention):
     def mix(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         scores = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5
         hidden = torch.ones(q.shape[-2], q.shape[-2], dtype=torch.bool).triu(1)
-        return scores.masked_fill(hidden, float("-inf")).softmax(-1) @ v
+        return scores.masked_fill(hidden, float("-inf")).softmax(-1) @ v  # type: ignore[no-any-return]
 
 
 @case(kept_class=False)

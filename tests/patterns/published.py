@@ -50,7 +50,8 @@ class GatedDilated(nn.Module):
         self.last = nn.Conv1d(10, 4, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        x, total = self.first(x), 0
+        x = self.first(x)
+        total: Any = 0
         for i, (gated, residual, skip) in enumerate(zip(self.gated, self.residual, self.skip, strict=True)):
             value, gate = gated(F.pad(x, (2**i, 0))).chunk(2, 1)
             y = torch.tanh(value) * torch.sigmoid(gate)
@@ -149,6 +150,8 @@ def linear_attention() -> Built:
 class RelativeBias(Attention):
     """Scores get a learned bias a head and distance (T5), and a fixed slope a head (ALiBi)."""
 
+    slopes: Tensor
+
     def __init__(self, width: int = 12, heads: int = 4, dim: int = 4) -> None:
         super().__init__(width, heads, dim)
         self.table = nn.Embedding(11, heads)
@@ -158,7 +161,7 @@ class RelativeBias(Attention):
         places = torch.arange(q.shape[2])
         distance = (places[None] - places[:, None]).clamp(-5, 5)
         bias = self.table(distance + 5).permute(2, 0, 1) - distance.abs() * self.slopes[:, None, None]
-        return (q @ k.transpose(-1, -2) * 0.5 + bias).softmax(-1) @ v
+        return (q @ k.transpose(-1, -2) * 0.5 + bias).softmax(-1) @ v  # type: ignore[no-any-return]
 
 
 @case()
@@ -168,6 +171,8 @@ def relative_positions() -> Built:
 
 class ComplexRotary(nn.Module):
     """Rotary positions as products of complex numbers (Llama)."""
+
+    turns: Tensor
 
     def __init__(self) -> None:
         super().__init__()

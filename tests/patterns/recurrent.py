@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from tests.patterns.base import Built, case, tokens
 class Recurrent(nn.Module):
     """A recurrent layer between two linear ones."""
 
-    def __init__(self, kind: type[nn.RNNBase], **options: Any) -> None:
+    def __init__(self, kind: Callable[..., nn.Module], **options: Any) -> None:
         super().__init__()
         self.inner = nn.Linear(6, 8)
         self.cell = kind(8, 6, batch_first=True, **options)

@@ -60,7 +60,7 @@ class Decoder(nn.Module):
         self.tail = nn.Linear(12, 5)
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # type: ignore[no-any-return]
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.queries.expand(x.shape[0], -1, -1)
@@ -88,7 +88,7 @@ class Disentangled(nn.Module):
         self.tail = nn.Linear(12, 5)
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # type: ignore[no-any-return]
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self._split(self.q(x)), self._split(self.k(x)), self._split(self.v(x))
