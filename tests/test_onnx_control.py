@@ -9,7 +9,8 @@ import pytest
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
 import sparsecc
-from tests.onnx_graphs import Graph, check_trial, trial
+from sparsecc.onnxfile.model import OnnxFile, copy_proto
+from tests.onnx_graphs import Graph, check_trial, error, ort, trial
 
 FLOAT = TensorProto.FLOAT
 
@@ -288,3 +289,80 @@ def test_constants_inside_a_body_are_left_alone(outer: str, inner: str) -> None:
     chosen = next(a.g for a in g.nodes[-1].attribute if a.name in ("then_branch", "body"))
     chosen.initializer.extend([held, *([held2] if inner == "Conv" else [])])
     check_trial(trial(ended(g, z), 1), 1)
+
+
+# -- branches that pass a value on -------------------------------------------------------------------
+
+
+def squeezed(then: NodeProto, other: NodeProto, axis: int = 2) -> ModelProto:
+    """Channels, then a branch on the size of an axis that may be squeezed, then a sum over what is left."""
+    g = Graph(17)
+    x = g.input("x", ["batch", 6, 1])
+    y = g.node("Relu", [g.node("Conv", [x, g.weight("w", 16, 6, 1)], "conv")], "y")
+    found = g.node("Gather", [g.node("Shape", [y], "shape"), g.ints("axis", [axis])], "found")
+    flag = g.node("Equal", [found, g.ints("one", [1])], "flag")
+    branches = {
+        f"{side}_branch": body(
+            side,
+            [helper.make_node("Constant", [], [f"{side}.axes"], value_ints=[2]), node],
+            [],
+            [(node.output[0], FLOAT)],
+        )
+        for side, node in (("then", then), ("else", other))
+    }
+    z = g.node("Flatten", [g.node("If", [flag], "chosen", **branches)], "flat", axis=1)
+    return g.build(g.node("Gemm", [z, g.weight("out", 16, 5)], "z"))
+
+
+SQUEEZE = helper.make_node("Squeeze", ["y", "then.axes"], ["then.y"])
+IDENTITY = helper.make_node("Identity", ["y"], ["else.y"])
+
+
+def test_channels_go_through_a_branch_that_squeezes() -> None:
+    model = squeezed(SQUEEZE, IDENTITY)
+    result = sparsecc.prune(model, sparsity=0.5)
+    result.certificate.require()
+    assert result.report.groups, "nothing was pruned"
+    kept = {t.name: tuple(t.dims) for t in result.model.graph.initializer}
+    assert (kept["w"], kept["out"]) == ((8, 6, 1), (8, 5))
+    check_trial(trial(model))
+
+
+@pytest.mark.parametrize(
+    ("then", "other"),
+    [
+        (helper.make_node("Squeeze", ["y"], ["then.y"]), IDENTITY),  # whatever is of size one
+        (SQUEEZE, helper.make_node("Relu", ["y"], ["else.y"])),
+        (SQUEEZE, helper.make_node("Identity", ["x"], ["else.y"])),
+    ],
+)
+def test_other_branches_freeze_what_they_read(then: NodeProto, other: NodeProto) -> None:
+    result = sparsecc.prune(squeezed(then, other), sparsity=0.5, verify=False)
+    assert not result.report.groups
+
+
+def test_whichever_branch_a_run_takes() -> None:
+    """Which one it is depends on the size of the batch: the node stays as it was, and so does its choice."""
+    model = squeezed(SQUEEZE, IDENTITY, axis=0)
+    result = sparsecc.prune(model, sparsity=0.5)
+    (line,) = result.report.groups
+    kept = result.subject.kept(result.plan)[line.group]
+    original = OnnxFile.load(model)
+    w = original.array("w").copy()
+    w[~np.asarray(kept, bool)] = 0
+    masked = copy_proto(model, {"w": numpy_helper.from_array(w, "w")})
+    for batch in (1, 3):
+        feeds = {"x": np.random.default_rng(batch).standard_normal((batch, 6, 1)).astype(np.float32)}
+        assert error(ort(result.model, feeds), ort(masked, feeds)) <= 1e-5
+
+
+def test_the_branch_stays_taken_when_an_axis_shrinks_to_one() -> None:
+    """What the branch asks for is a size that pruning changes."""
+    model = squeezed(
+        helper.make_node("Identity", ["y"], ["then.y"]),
+        helper.make_node("Squeeze", ["y", "else.axes"], ["else.y"]),
+        axis=1,
+    )
+    result = sparsecc.prune(model, sparsity=0.95)
+    result.certificate.require()
+    assert next(t.dims[0] for t in result.model.graph.initializer if t.name == "w") == 1

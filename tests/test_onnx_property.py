@@ -226,6 +226,26 @@ class Net:
             up = self.graph.node("Unsqueeze", [v.name, self.ints(at)], self.fresh("up"))
             self.put("Squeeze", [up, self.ints(at)], v.shape)
 
+    def squeezed_by_a_branch(self) -> None:
+        """An axis of size 1 goes where it is one, as exporters write it that do not know its size."""
+        v = self.pick(self.values[-4:])
+        at = self.pick(range(1, len(v.shape) + 1))
+        axes = {} if self.graph.opset >= 13 else {"axes": [at]}
+        place = [] if axes else [self.ints(at)]
+        up = self.graph.node("Unsqueeze", [v.name, *place], self.fresh("up"), **axes)
+        shape = self.graph.node("Shape", [up], self.fresh("shape"))
+        size = self.graph.node("Gather", [shape, self.ints(at)], self.fresh("size"))
+        bodies = {}
+        for side, kind in (("then", "Squeeze"), ("else", "Identity")):
+            out, inside = self.fresh(side), self.fresh("axes")
+            constant = helper.make_node("Constant", [], [inside], value_ints=[at])
+            rest = [inside] if place and kind == "Squeeze" else []
+            node = helper.make_node(kind, [up, *rest], [out], **(axes if kind == "Squeeze" else {}))
+            result = helper.make_tensor_value_info(out, TensorProto.FLOAT, None)
+            bodies[f"{side}_branch"] = helper.make_graph([constant] * len(rest) + [node], side, [], [result])
+        test = self.graph.node("Equal", [size, self.ints(1)], self.fresh("test"))
+        self.declared(self.put("If", [test], v.shape, **bodies))
+
     def divided_by_size(self) -> None:
         """A scale that is computed from a size must stay what it was."""
         v = self.pick(self.values[-4:])
@@ -609,7 +629,7 @@ def _rest(shape: tuple[int, ...], at: int) -> tuple[int, ...]:
 
 _METHODS: tuple[Callable[[Net], None], ...] = (
     Net.conv, Net.linear, Net.unary, Net.binary, Net.where, Net.constant, Net.softmax, Net.reduce,
-    Net.concat, Net.split, Net.cut, Net.pad, Net.transposed_twice, Net.squeezed,
+    Net.concat, Net.split, Net.cut, Net.pad, Net.transposed_twice, Net.squeezed, Net.squeezed_by_a_branch,
     Net.divided_by_size, Net.expanded, Net.conv_transpose, Net.batch_norm, Net.instance_norm,
     Net.group_norm, Net.prelu, Net.pool, Net.resize, Net.squeeze_excite, Net.shuffle,
     Net.depth_to_space, Net.to_sequence, Net.flatten, Net.gemm, Net.einsum, Net.layer_norm,

@@ -264,6 +264,16 @@ class _Editor:
                 varies = value is not None and value.is_dynamic(d)
                 if new[d] != old[d] and dim.HasField("dim_value") and not varies:
                     dim.dim_value = new[d]
+        self._update_bodies()
+
+    def _update_bodies(self) -> None:
+        """Branches that pass a value on that has shrunk say no shape any more."""
+        for node in self.graph.node:
+            for body in subgraphs(node):
+                if any(self.speller.new_shape(n) != self.shapes.get(n).shape for n in free_names(body)):
+                    for info in (*body.output, *body.value_info):
+                        if info.name in {v.name for v in body.output}:
+                            info.type.tensor_type.ClearField("shape")
 
 
 def _attribute(name: str, *, add: bool = False) -> Any:

@@ -12,6 +12,7 @@ import torch
 from onnx import NodeProto
 
 from sparsecc.graph import Call, Value, View
+from sparsecc.onnxfile.branches import passed_on
 from sparsecc.onnxfile.model import OnnxFile, every_name, subgraphs
 from sparsecc.onnxfile.opaque import opaque
 from sparsecc.onnxfile.ops import CONTRACTED, entry_of
@@ -134,8 +135,12 @@ class _Reader:
         spec = self._spec(node)
         inputs = tuple(None if i is None else self._value(node.input[i]) for i in spec.operands)
         refs: tuple[Any, ...] = tuple(spec.operands)
+        passed = passed_on(node, self.shapes)
         captured = [n for g in subgraphs(node) for n in sorted(free_names(g))]
-        if captured:
+        if passed is not None:
+            spec = Spec("layout", [], {"source": passed[1]})
+            inputs, refs = (self._value(passed[0]),), (None,)
+        elif captured:
             inputs += tuple(self._value(n) for n in captured)
             refs += (None,) * len(captured)
         outputs = []
