@@ -20,7 +20,6 @@ from tests.patterns import CASES
 
 #: patterns that the exporter cannot write, and what the error says
 UNWRITABLE = {
-    "learned_queries": "only 4D query, key, and value are supported",
     "rotary_complex": "no translation for the operator",
     "spectral_convolution": "no translation for the operator",
     "dynamic_convolution": "cannot be written as ONNX",

@@ -29,12 +29,10 @@ from tests.patterns import CASES
 Axis = tuple[str, int]
 #: patterns where one reader sees more than the other, and why
 DIFFERENT = {
-    "rnn_bidirectional": "the exporter unrolls both directions, whose widths need not be equal then",
     "index_with_buffer": "the exporter computes the indices from the buffer",
     "reordered_channels": "the exporter computes the indices from the buffer",
     "channels_by_index": "the exporter computes the indices from the buffer",
     "message_passing": "the exporter computes the positions that ScatterElements adds to",
-    "writes_through_views": "the exporter writes by ScatterND",
     "stacked_experts": "positions that TopK finds are followed in PyTorch graphs only",
 }
 

@@ -175,15 +175,20 @@ def test_rows_survive_an_interrupted_run(tmp_path: Path) -> None:
 
 def test_the_table_holds_every_row() -> None:
     rows = [
-        Row("hf", "a", "torch", "verified", removed=0.5, prunable=0.9, groups=3, error64=1e-15),
+        Row("hf", "a", "torch", "verified", removed=0.5, work=0.7, prunable=0.9, groups=3, error64=1e-15),
+        Row("hf", "a", "onnx", "verified", removed=0.5, work=0.6, prunable=0.9, groups=3, error64=1e-15),
+        Row("hf", "e", "torch", "verified", removed=0.5, work=0.7, prunable=0.9, groups=3, error64=1e-15),
+        Row("hf", "e", "onnx", "verified", removed=0.5, work=0.7, prunable=0.9, groups=3, error64=1e-15),
         Row("hf", "b|c", "onnx", "refused", "says why"),
         Row("timm", "d", "torch", "not run"),
     ]
     text = table.markdown(rows)
-    assert "| a | torch | verified |  | 50 % | 90 % | 3 |" in text
+    assert "| a | torch | verified |  | 50 % | 70 % | 90 % | 3 |" in text
+    assert table.lost_on_the_way(rows) == [["hf/a", "70 %", "60 %"]]
+    assert "| hf/a | 70 % | 60 % |" in text
     assert "says why" in text
     assert "| d | torch | not run |" in text
-    assert [r["name"] for r in json.loads(table.document(rows))["rows"]] == ["a", "b|c", "d"]
+    assert [r["name"] for r in json.loads(table.document(rows))["rows"]] == ["a", "a", "e", "e", "b|c", "d"]
 
 
 # -- weights and operators -----------------------------------------------------------------------
