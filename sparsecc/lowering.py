@@ -168,6 +168,7 @@ def _constant_actions(analysis: Analysis, keeps: Keeps) -> list[Take | Renumber]
     if not cut:
         return []
     readers = Counter(v.weight for call in analysis.view.calls for v in call.inputs if v is not None)
+    readers.update(v.weight for v in analysis.view.outputs)
     actions: list[Take | Renumber] = []
     for name, every in cut.items():
         agreed = len(every) == readers[name] and all(every[0].same(use) for use in every[1:])

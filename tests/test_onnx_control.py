@@ -366,3 +366,54 @@ def test_the_branch_stays_taken_when_an_axis_shrinks_to_one() -> None:
     result = sparsecc.prune(model, sparsity=0.95)
     result.certificate.require()
     assert next(t.dims[0] for t in result.model.graph.initializer if t.name == "w") == 1
+
+
+# -- numbers that several nodes read ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reader", ["Gather", "GatherND"])
+def test_rows_that_are_written_and_looked_up_are_two_lists_then(reader: str) -> None:
+    """What is looked up shrinks and is renumbered, what is written is not, or differently."""
+    g = Graph(17)
+    x = g.input("x", ["batch", 6])
+    y = g.node("Relu", [g.node("MatMul", [x, g.weight("a", 6, 12)], "ya")], "y")
+    z = g.node("Tanh", [g.node("MatMul", [x, g.weight("b", 6, 12)], "zb")], "z")
+    rows = g.ints("rows", [[3], [4], [5]])
+    turned = g.node("Transpose", [y], "yt", perm=[1, 0])
+    found = g.node(reader, [turned, rows], "found")
+    if reader == "Gather":
+        found = g.node("Squeeze", [found, g.ints("one", [1])], "squeezed")
+    new = g.node("Sin", [found], "new")
+    written = g.node("ScatterND", [g.node("Transpose", [z], "zt", perm=[1, 0]), rows, new], "written")
+    model = g.build(
+        g.node("MatMul", [g.node("Transpose", [written], "w", perm=[1, 0]), g.weight("c", 12, 5)], "o")
+    )
+    for seed in range(3):
+        check_trial(trial(model, seed=seed), seed)
+
+
+def test_a_token_for_every_sample_of_a_batch_of_one() -> None:
+    """The example has one sample, so that Expand seems to leave the axis of the token alone."""
+    g = Graph(17)
+    x = g.input("x", ["batch", 3, 6])
+    y = g.node("MatMul", [x, g.weight("a", 6, 8)], "y")
+    batch = g.node("Slice", [g.node("Shape", [y], "shape"), g.ints("zero", [0]), g.ints("end", [1])], "count")
+    full = g.node("Concat", [batch, g.ints("rest", [1, 8])], "full", axis=0)
+    token = g.node("Expand", [g.weight("token", 1, 1, 8), full], "tokens")
+    model = g.build(g.node("MatMul", [g.node("Concat", [token, y], "all", axis=1), g.weight("b", 8, 5)], "z"))
+    one = {"x": np.ones((1, 3, 6), np.float32)}
+    result = sparsecc.prune(model, one, sparsity=0.5)
+    result.certificate.require()
+    assert result.report.groups
+    assert ort(result.model, {"x": np.ones((4, 3, 6), np.float32)})[0].shape == (4, 4, 5)
+
+
+def test_channels_in_reverse_beside_an_axis_that_is_taken_whole() -> None:
+    g = Graph(17)
+    y = g.node("Conv", [g.input("x", ["batch", 3, "length"]), g.weight("a", 8, 3, 1)], "y")
+    ends = g.ints("ends", [-(2**31) + 1, 2**31 - 1])
+    bounds = [g.ints("starts", [-1, 0]), ends, g.ints("axes", [1, 2]), g.ints("steps", [-1, 1])]
+    turned = g.node("Slice", [y, *bounds], "turned")
+    model = g.build(g.node("Conv", [turned, g.weight("b", 4, 8, 1)], "z"))
+    assert sparsecc.prune(model, sparsity=0.5).report.groups
+    check_trial(trial(model))

@@ -146,10 +146,16 @@ def expand(s: Solver, c: Call) -> list[Term]:
     out: list[Term] = []
     for dim, size in enumerate(shape):
         k = dim - len(shape) + len(x)
-        carried = k >= 0 and resolve(x[k]).size == size
+        grows = c.outputs[0].is_dynamic(dim) and k >= 0 and not _sized(c, k)
+        carried = k >= 0 and resolve(x[k]).size == size and not grows
         out.append(x[k] if carried else s._fresh(c.outputs[0])[dim])
     s.size(c, "shape", [(t,) for t in out])
     return out
+
+
+def _sized(c: Call, dim: int) -> bool:
+    """Whether an axis of the first operand has the size that the inputs have."""
+    return c.inputs[0] is not None and c.inputs[0].is_dynamic(dim)
 
 
 @rule("repeat_interleave")

@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from sparsecc.errors import InvalidOption, UnsupportedModel
 from sparsecc.fx.portable import make_portable
+from sparsecc.fx.sharing import written as changed
 from sparsecc.fx.stored import check_stored
 
 
@@ -388,18 +389,14 @@ def _refuse_vmap(graph: torch.fx.Graph) -> None:
 def written(graph: torch.fx.Graph) -> set[torch.fx.Node]:
     """Placeholders that an operator writes into, perhaps through views: all uses see one tensor."""
     found: set[torch.fx.Node] = set()
-    sources: dict[Any, Any] = {}  # what a chain of first operands begins with
+    sources: dict[torch.fx.Node, torch.fx.Node] = {}  # what a chain of first operands begins with
     for node in graph.nodes:
         if node.op != "call_function" or not node.args:
             continue
         first = node.args[0]
-        source = sources[node] = sources.get(first, first) if isinstance(first, torch.fx.Node) else None
-        schema = getattr(node.target, "_schema", None)
-        writes = (
-            schema is not None and schema.is_mutable and node.target is not torch.ops.aten.detach_.default
-        )
-        if writes and source is not None:
-            found.add(source)
+        if isinstance(first, torch.fx.Node):
+            sources[node] = sources.get(first, first)
+        found.update(sources.get(target, target) for target in changed(node))
     return found
 
 

@@ -14,7 +14,7 @@ from torch.fx import Graph, Node
 from sparsecc.errors import PlanConflict
 from sparsecc.fx.capture import Program
 from sparsecc.fx.ops import bind, parameters
-from sparsecc.fx.sharing import has_effect, may_alias, written
+from sparsecc.fx.sharing import has_effect, is_list_copy, may_alias, written
 from sparsecc.fx.weights import WeightActions
 from sparsecc.memory import without_collecting
 from sparsecc.plan import Bypass, Fold, Plan, SetAttr, SetShape
@@ -224,7 +224,17 @@ def _own_constant(
         new = graph.placeholder(f"c_{consumer}_{operand}")
     new.meta = dict(old.meta)
     weight_of[new.name] = own
-    _node(nodes, consumer).replace_input_with(old, new)
+    reader = _node(nodes, consumer)
+    for read in reader.all_input_nodes:
+        if _stored_list(read) is old:
+            reader.replace_input_with(read, new)
+
+
+def _stored_list(node: Node) -> Node:
+    """What a node is, or is a copy of."""
+    while is_list_copy(node):
+        (node,) = node.all_input_nodes
+    return node
 
 
 # -- sizes that are spelled out ---------------------------------------------------------------------

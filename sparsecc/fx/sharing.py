@@ -14,20 +14,24 @@ _MAY_RETURN_AN_OPERAND = frozenset({"type_as", "einsum", "cat", "concat", "conca
 _RETURNS_NEW = frozenset({"batch_norm", "instance_norm"})
 
 
+_aten = torch.ops.aten
 #: changes what gradients see, and no number
-DETACHING = (torch.ops.aten.detach_.default,)
-_LISTS = (torch.ops.aten.lift_fresh_copy.default, torch.ops.aten.lift_fresh.default, *DETACHING)
+_DETACHING = _aten.detach_.default
+_COPIES = (
+    _DETACHING, _aten.detach.default, _aten.alias.default, _aten.clone.default, _aten.lift_fresh.default,
+    _aten.lift_fresh_copy.default,
+)  # fmt: skip
 
 
 def is_list_copy(node: Node) -> bool:
     """Whether a node is how ``x[[2, 0, 1]]`` comes by its list: the integers of a constant once more."""
-    return node.target in _LISTS and not node.meta["val"].is_floating_point()
+    return node.target in _COPIES and not node.meta["val"].is_floating_point()
 
 
 def written(node: Node) -> list[Node]:
     """Operands that a node changes."""
     schema = getattr(node.target, "_schema", None)
-    if schema is None or not schema.is_mutable or node.target in DETACHING:
+    if schema is None or not schema.is_mutable or node.target is _DETACHING:
         return []
     bound = bind(node)
     found: list[Node] = []

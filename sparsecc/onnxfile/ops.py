@@ -172,15 +172,11 @@ def _slice(s: Site) -> Spec:
         raise ValueError("Slice without starts or ends")
     axes = s.ints("axes", 3) or list(range(len(starts)))
     steps = s.ints("steps", 4) or [1] * len(starts)
-    if all(
-        step == -1 and _reverses(shape[a % len(shape)], first, last)
-        for first, last, a, step in zip(starts, ends, axes, steps, strict=True)
-    ):
-        return Spec("flip", [0], {"dims": [a % len(shape) for a in axes]})
+    cuts = [c for c in zip(starts, ends, axes, steps, strict=True) if c[::3] != (0, 1) or not endless(c[1])]
+    if cuts and all(step == -1 and _reverses(shape[a % len(shape)], b, e) for b, e, a, step in cuts):
+        return Spec("flip", [0], {"dims": [axis % len(shape) for _, _, axis, _ in cuts]})
     slices = {}
-    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        if (start, step) == (0, 1) and endless(end):
-            continue
+    for start, end, axis, step in cuts:
         size = shape[axis % len(shape)]
         bounds = slice(start, end, step).indices(size) if step > 0 else (start, end, step)
         slices[axis % len(shape)] = tuple(bounds)
@@ -317,7 +313,7 @@ def _scatter_nd(s: Site) -> Spec:
     rows = _rows_in_order(s)
     if rows is None or s.attr("reduction", "none") != "none":
         return Spec("scatter_nd", [0, 1, 2])
-    return Spec("slice_write", [0, 2], {"slices": {0: (rows.start, rows.stop, 1)}})
+    return Spec("slice_write", [0, 2, 1], {"slices": {0: (rows.start, rows.stop, 1)}})
 
 
 def _rows_in_order(s: Site) -> range | None:

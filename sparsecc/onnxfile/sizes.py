@@ -41,6 +41,7 @@ def size_only(model: OnnxFile, shapes: Shapes) -> set[str]:
     Neither do tensors count that are spread out to the sizes of what they meet (a mask for all heads).
     """
     found: dict[str, NodeProto] = {}
+    made: set[str] = set()  # values that are no sizes: what is computed from floats among them is none either
     numbers: set[str] = {n for n in (*model.initializers, *model.constants) if _is_table(shapes.get(n))}
     for index in model.order:
         node = model.proto.graph.node[index]
@@ -49,8 +50,11 @@ def size_only(model: OnnxFile, shapes: Shapes) -> set[str]:
             found[node.output[0]] = node
         elif not numbers.isdisjoint(node.input):
             numbers.update(n for n in outputs if _is_float(shapes.get(n)))
-        if numbers.isdisjoint(outputs) and all(_is_size(shapes.get(n)) for n in outputs):
+        summed = any(_is_float(shapes.get(n)) for n in uses(node) & made)
+        if numbers.isdisjoint(outputs) and not summed and all(_is_size(shapes.get(n)) for n in outputs):
             found[node.output[0]] = node
+        elif node.op_type != "Constant":
+            made.update(outputs)
     shown = {v.name for v in model.proto.graph.output}
     for node in reversed(found.values()):
         if shown.intersection(node.output):

@@ -191,7 +191,7 @@ def _checked(
     try:
         magnitude = _magnitude(new, call, forced)
         got = _run(new, forced)
-    except (RuntimeError, ValueError):  # its own sizes do not fit what it should read
+    except (RuntimeError, ValueError, IndexError):  # its own sizes do not fit what it should read
         return NodeCheck(call.describe(), float("inf"), 0.0)
     want = _kept_outputs(result, call, keeps)
     scales = [largest(y) for y in got] if magnitude is None else magnitude

@@ -97,7 +97,7 @@ def _ran(applied: Applied, inputs: Any, dtype: torch.dtype | None) -> Outputs:
     """The result's outputs; a result that does not run has failed."""
     try:
         return [real(y) for y in applied.run(inputs, dtype)]
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, IndexError) as error:
         first = str(error).strip().split("\n")[0]
         raise VerificationFailed(
             f"the result does not run, nothing was written: {type(error).__name__}: {first}. This is a "
