@@ -417,3 +417,19 @@ def test_channels_in_reverse_beside_an_axis_that_is_taken_whole() -> None:
     model = g.build(g.node("Conv", [turned, g.weight("b", 4, 8, 1)], "z"))
     assert sparsecc.prune(model, sparsity=0.5).report.groups
     check_trial(trial(model))
+
+
+def test_weights_inside_of_bodies_are_told_of() -> None:
+    """A model whose layers lie in a branch has none elsewhere: saying nothing would look like a defect."""
+    g = Graph(17)
+    x = g.input("x", ["batch", 6])
+    flag = g.node("Greater", [g.node("ReduceSum", [x], "total", keepdims=0), g.tensor("zero", 0.0)], "flag")
+    branches = {}
+    for side in ("then", "else"):
+        layer = helper.make_node("MatMul", ["x", f"{side}.w"], [f"{side}.y"])
+        branch = body(side, [layer], [], [(f"{side}.y", FLOAT)])
+        w = np.random.default_rng(0).standard_normal((6, 50)).astype(np.float32)
+        branch.initializer.append(numpy_helper.from_array(w, f"{side}.w"))
+        branches[f"{side}_branch"] = branch
+    result = sparsecc.prune(g.build(g.node("If", [flag], "y", **branches)), sparsity=0.5)
+    assert any("600 weights lie in bodies of If, Loop or Scan" in note for note in result.report.notes)

@@ -19,7 +19,15 @@ from sparsecc.errors import InvalidModel, InvalidOption, UnsupportedModel
 from sparsecc.fx.weights import WeightActions, exact_weights
 from sparsecc.graph import Call, View
 from sparsecc.onnxfile.editor import edit
-from sparsecc.onnxfile.model import TORCH_DTYPES, OnnxFile, copy_proto, replace_tensor, to_torch
+from sparsecc.onnxfile.model import (
+    TORCH_DTYPES,
+    OnnxFile,
+    copy_proto,
+    graph_tensors,
+    graphs,
+    replace_tensor,
+    to_torch,
+)
 from sparsecc.onnxfile.reader import read
 from sparsecc.onnxfile.shapes import Shapes, dims_of, infer
 from sparsecc.onnxfile.synth import synthesise
@@ -102,6 +110,12 @@ class OnnxSubject(Subject):
             raise InvalidOption(str(error)) from error
         self.file = self.given.inlined()
         self.notes = [] if self.file is self.given else ["local functions were inlined"]
+        inside = _weights_in_bodies(self.file)
+        if inside > _FEW:
+            self.notes.append(
+                f"{inside:,} weights lie in bodies of If, Loop or Scan, which are not analysed: they stay, "
+                "and are not counted"
+            )
         self.examples = self._named(example_inputs)
         self._held = False
 
@@ -320,6 +334,18 @@ class OnnxSubject(Subject):
     def output_names(self) -> Sequence[str]:
         """Names of the graph's outputs."""
         return [v.name for v in self.file.proto.graph.output]
+
+
+#: numbers that bodies hold without being layers: axes, bounds, scales
+_FEW = 256
+
+
+def _weights_in_bodies(file: OnnxFile) -> int:
+    """Floats that subgraphs store."""
+    inner = [g for g in graphs(file.proto) if g is not file.proto.graph]
+    tensors = [t for graph in inner for t in graph_tensors(graph)]
+    floats = (t for t in tensors if TORCH_DTYPES.get(t.data_type, torch.int64).is_floating_point)
+    return sum(math.prod(t.dims) for t in floats)
 
 
 def _in_kind(edited: OnnxFile) -> Any:
