@@ -104,7 +104,8 @@ _TRAINED = """
 ## ResNet-20, with training
 
 Pruned, then trained on with masks: SGD with momentum, learning rate 0.05 (where no other is named)
-falling to zero (cosine), batches of 128 (`python -m benchmarks.accuracy.training`). Accuracy on the test
-images, mean over seeds with its 95 % interval; the standard error of a single run is .0026. Torch-Pruning
-has the ratio that leaves FLOPs nearest to half, and trains in the same way; FLOPs are counted by torch.
+falling to zero (cosine), batches of 128 images where no other number is named (`python -m
+benchmarks.accuracy.training`). Accuracy on the test images, mean over seeds with its 95 % interval; the
+standard error of a single run is .0026. Torch-Pruning has the ratio that leaves FLOPs nearest to half, and
+trains in the same way; FLOPs are counted by torch.
 """

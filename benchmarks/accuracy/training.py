@@ -37,7 +37,8 @@ BATCH = 128
 class Training:
     """``recipe`` first, then ``steps`` of training, with a Sparsifier if ``sparsify`` says which.
 
-    ``peer`` prunes in the place of a recipe.  ``rate`` is the learning rate at the start.
+    ``peer`` prunes in the place of a recipe.  ``rate`` is the learning rate at the start, ``batch`` how many
+    images a step sees.
     """
 
     title: str
@@ -47,6 +48,7 @@ class Training:
     sparsify: Callable[[int], dict[str, Any]] | None = None
     peer: Callable[[ResNet20], nn.Module] | None = None
     rate: float = 0.05
+    batch: int = BATCH
 
     @property
     def key(self) -> str:
@@ -88,6 +90,12 @@ def _early(steps: int) -> dict[str, Any]:
     return {"schedule": Cubic(sparsity=0.9, start=0, end=steps // 5, every=10), "pattern": "global"}
 
 
+def _quarter(steps: int) -> dict[str, Any]:
+    from sparsecc.train import Cubic
+
+    return {"schedule": Cubic(sparsity=0.9, start=0, end=steps // 4, every=25), "pattern": "global"}
+
+
 _CHANNELS = "ChannelPruning(sparsity={}, residual=False)"
 TRAININGS: tuple[Training, ...] = (
     Training("2:4, magnitude", 200, "NMPattern()", sparsify=_two_of_four),
@@ -118,6 +126,10 @@ TRAININGS: tuple[Training, ...] = (
     Training("90 %, in six rounds (Han et al.)", 600, sparsify=_in_rounds),
     Training("90 %, cubic (Zhu and Gupta)", 600, sparsify=_cubic),
     Training("90 %, cubic, over within a fifth of the steps", 600, sparsify=_early),
+    Training("90 %, at once, batches of 64", 2000, sparsify=_at_once, batch=64),
+    Training(
+        "90 %, cubic, over within a quarter of the steps, batches of 64", 2000, sparsify=_quarter, batch=64
+    ),
 )  # fmt: skip
 
 
@@ -155,9 +167,10 @@ def trained(training: Training, seed: int) -> tuple[float, float]:
         sparsifier = Sparsifier(
             model, optimizer, example_inputs=(images[:2],), **training.sparsify(training.steps)
         )
-    order = torch.cat([torch.randperm(len(images)) for _ in range(training.steps * BATCH // len(images) + 1)])
+    rounds = training.steps * training.batch // len(images) + 1
+    order = torch.cat([torch.randperm(len(images)) for _ in range(rounds)])
     for step in range(training.steps):
-        chosen = order[step * BATCH : (step + 1) * BATCH]
+        chosen = order[step * training.batch : (step + 1) * training.batch]
         inputs = augment(images[chosen]).contiguous(memory_format=torch.channels_last)
         with autocast():
             loss = F.cross_entropy(model(inputs), labels[chosen].long())
