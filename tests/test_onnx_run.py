@@ -322,6 +322,15 @@ def test_what_boxes_hold_agrees_with_onnxruntime(opset: int, samples: int, mode:
     compare("RoiAlign", inputs, opset, 1e-4, **attributes, **chosen)
 
 
+@pytest.mark.parametrize("opset", [11, 16])
+def test_the_largest_values_in_boxes_agree_with_onnxruntime(opset: int) -> None:
+    """onnx.reference, which computes these, knows the default of newer opsets alone."""
+    inputs = {"x": floats((2, 2, 6, 6)), "boxes": [[0, 0, 2, 2], [1, 0, 3, 2]], "images": np.arange(2)}
+    inputs["boxes"] = np.array(inputs["boxes"], np.float32)
+    attributes = {"mode": "max", "output_height": 2, "output_width": 2, "sampling_ratio": 1}
+    compare("RoiAlign", inputs, opset, 1e-4, **attributes)
+
+
 _NONE = np.zeros((0, 1), np.int64)
 #: operator, inputs without elements, opset, attributes
 EMPTY: dict[str, tuple[str, list[Any], int, dict[str, Any]]] = {

@@ -371,6 +371,12 @@ def fall_back(ctx: Ctx, args: Sequence[Value]) -> tuple[Any, ...]:
     single.CopyFrom(node)
     for k in range(len(single.input)):
         single.input[k] = f"in{k}" if k < len(args) and args[k] is not None else ""
+    version = ctx.opset
+    if node.op_type == "RoiAlign" and version < 16:  # run by today's default otherwise
+        single.attribute.append(
+            onnx.helper.make_attribute("coordinate_transformation_mode", "output_half_pixel")
+        )
+        version = 16
     outputs = [name or f"unused{k}" for k, name in enumerate(single.output)]
     graph = onnx.helper.make_graph(
         [single],
@@ -378,7 +384,7 @@ def fall_back(ctx: Ctx, args: Sequence[Value]) -> tuple[Any, ...]:
         [onnx.helper.make_value_info(name, onnx.TypeProto()) for name in feeds],
         [onnx.helper.make_value_info(name, onnx.TypeProto()) for name in outputs if name in single.output],
     )
-    opsets = [onnx.helper.make_opsetid("", ctx.opset)]
+    opsets = [onnx.helper.make_opsetid("", version)]
     if node.domain not in ("", "ai.onnx"):
         opsets.append(onnx.helper.make_opsetid(node.domain, 1))
     try:
