@@ -135,7 +135,14 @@ def main() -> int:
     only = parser.parse_args().only
     console = Console(stderr=True)
     rows: list[Row] = []
-    for package, member in track(list(members(only)), "files", console=console, transient=True):
+    try:
+        found = list(members(only))
+    except data.DataError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if not found:
+        parser.error(f"no file is named {only}")
+    for package, member in track(found, "files", console=console, transient=True):
         row = pruned(f"{package.name} {package.version}", Path(member).name, read(package, member))
         rows.append(row)
         print(" | ".join(_cells(row)), flush=True)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
@@ -433,3 +435,23 @@ def test_weights_inside_of_bodies_are_told_of() -> None:
         branches[f"{side}_branch"] = branch
     result = sparsecc.prune(g.build(g.node("If", [flag], "y", **branches)), sparsity=0.5)
     assert any("600 weights lie in bodies of If, Loop or Scan" in note for note in result.report.notes)
+
+
+def test_a_body_whose_weights_lie_in_a_file_is_not_read(tmp_path: Path) -> None:
+    """Whether a branch passes a value on is seen from its operators; its weights may be anywhere."""
+    g = Graph(17)
+    x = g.input("x", ["batch", 6])
+    size = g.node("Gather", [g.node("Shape", [x], "shape"), g.ints("axis", [1])], "size")
+    branches = {}
+    for side in ("then", "else"):
+        branch = body(
+            side, [helper.make_node("MatMul", ["x", f"{side}.w"], [f"{side}.y"])], [], [(f"{side}.y", FLOAT)]
+        )
+        w = np.random.default_rng(0).standard_normal((6, 600)).astype(np.float32)
+        branch.initializer.append(numpy_helper.from_array(w, f"{side}.w"))
+        branches[f"{side}_branch"] = branch
+    flag = g.node("Equal", [size, g.ints("six", [6])], "flag")
+    model = g.build(g.node("If", [flag], "y", **branches), shapes=False)
+    onnx.save(model, tmp_path / "m.onnx", save_as_external_data=True, location="m.bin", size_threshold=0)
+    result = sparsecc.prune(tmp_path / "m.onnx", sparsity=0.5)
+    assert not result.report.groups

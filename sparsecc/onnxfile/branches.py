@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import GraphProto, NodeProto, numpy_helper
+from onnx import GraphProto, NodeProto, TensorProto, numpy_helper
 
 from sparsecc.onnxfile.shapes import Shapes
 
@@ -39,26 +39,34 @@ def passed_on(node: NodeProto, shapes: Shapes) -> tuple[str, list[int | None]] |
 
 def _passes(graph: GraphProto) -> tuple[str, str, list[int]] | None:
     """Operator, captured value and axes of a body that does no more than that."""
-    numbers: dict[str, Any] = {t.name: numpy_helper.to_array(t) for t in graph.initializer}
-    nodes = []
-    for node in graph.node:
-        if node.op_type == "Constant" and node.attribute[0].name in _VALUES:
-            value = onnx.helper.get_attribute_value(node.attribute[0])
-            is_tensor = isinstance(value, onnx.TensorProto)
-            numbers[node.output[0]] = numpy_helper.to_array(value) if is_tensor else np.asarray(value)
-        else:
-            nodes.append(node)
+    nodes = [node for node in graph.node if node.op_type != "Constant"]
     if len(nodes) != 1 or len(graph.output) != 1 or nodes[0].output[0] != graph.output[0].name:
         return None
     (node,) = nodes
     source, *rest = node.input
-    known = node.op_type in _PASSING and node.domain in ("", "ai.onnx")
-    if not known or source in numbers or not all(name in numbers for name in rest):
+    own = {t.name for t in graph.initializer} | {n for other in graph.node for n in other.output}
+    if node.op_type not in _PASSING or node.domain not in ("", "ai.onnx") or source in own:
         return None
-    axes = [numbers[name] for name in rest] or [a.ints for a in node.attribute if a.name == "axes"]
+    axes = [_numbers(graph, name) for name in rest] or [
+        list(a.ints) for a in node.attribute if a.name == "axes"
+    ]
     if node.op_type != "Identity" and len(axes) != 1:
         return None  # every axis of size one goes, whichever those are
-    return node.op_type, source, [int(a) for found in axes for a in np.atleast_1d(found)]
+    if any(found is None for found in axes):
+        return None
+    return node.op_type, source, [a for found in axes for a in found or ()]
+
+
+def _numbers(graph: GraphProto, name: str) -> list[int] | None:
+    """Integers that a body stores; None where they come from elsewhere, or lie in a file of their own."""
+    stored: Any = next((t for t in graph.initializer if t.name == name), None)
+    for node in graph.node:
+        if node.op_type == "Constant" and name in node.output and node.attribute[0].name in _VALUES:
+            stored = onnx.helper.get_attribute_value(node.attribute[0])
+    if stored is None or (isinstance(stored, TensorProto) and stored.data_location == TensorProto.EXTERNAL):
+        return None
+    found = numpy_helper.to_array(stored) if isinstance(stored, TensorProto) else np.asarray(stored)
+    return [int(a) for a in np.atleast_1d(found)]
 
 
 def _axes(kind: str, rank: int, axes: list[int]) -> list[int | None]:

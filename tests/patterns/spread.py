@@ -49,18 +49,25 @@ def halves_written() -> Built:
     return Halves(), (tokens(),)
 
 
-class Decoder(nn.Module):
-    """Queries that are parameters meet each other before any data, once for every sample."""
+class Headed(nn.Module):
+    """Splits features into heads."""
 
     def __init__(self, heads: int = 3) -> None:
         super().__init__()
         self.heads = heads
-        self.queries = nn.Parameter(torch.randn(4, 12))
-        self.own, self.mixed, self.crossed = nn.Linear(12, 36), nn.Linear(12, 12), nn.Linear(12, 24)
-        self.tail = nn.Linear(12, 5)
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # type: ignore[no-any-return]
+
+
+class Decoder(Headed):
+    """Queries that are parameters meet each other before any data, once for every sample."""
+
+    def __init__(self, heads: int = 3) -> None:
+        super().__init__(heads)
+        self.queries = nn.Parameter(torch.randn(4, 12))
+        self.own, self.mixed, self.crossed = nn.Linear(12, 36), nn.Linear(12, 12), nn.Linear(12, 24)
+        self.tail = nn.Linear(12, 5)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.queries.expand(x.shape[0], -1, -1)
@@ -77,18 +84,14 @@ def queries_before_data() -> Built:
     return Decoder(), (tokens(),)
 
 
-class Disentangled(nn.Module):
+class Disentangled(Headed):
     """Scores of relative places are looked up by a table that is repeated for samples and heads."""
 
     def __init__(self, heads: int = 3) -> None:
-        super().__init__()
-        self.heads = heads
+        super().__init__(heads)
         self.q, self.k, self.v, self.o = (nn.Linear(12, 12) for _ in range(4))
         self.places = nn.Parameter(torch.randn(9, 4))
         self.tail = nn.Linear(12, 5)
-
-    def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # type: ignore[no-any-return]
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self._split(self.q(x)), self._split(self.k(x)), self._split(self.v(x))
