@@ -1,12 +1,14 @@
 """Times generated 2:4 kernels beside cuBLASLt and cuSPARSELt on the GPU at hand: ``make gpu-bench``.
 
     ours      every tile of this package's kernels, the fastest of them
-    dense     torch.nn.functional.linear with the same weight (cuBLASLt)
-    sparse    cuSPARSELt through torch, with its search of algorithms, where this build of torch has it
+    dense     torch.nn.functional.linear (int8: torch._int_mm, 8-bit floats: torch._scaled_mm) with the same
+              weight, all by cuBLASLt
+    sparse    cuSPARSELt through torch, with its search of algorithms and of splits of K
 
-All run in one process, in turn, timed by CUDA events after warming up; medians of the rounds are reported,
-with the ratio to dense and the share of the sparse tensor cores' published peak.  Results that differ from
-the dense product are an error.  Writes docs/gpu.md.
+Every engine is a CUDA graph of many products, which go around as many copies of weights and activations as
+do not fit into the GPU's cache, so that neither Python nor a warm cache is measured.  The graphs take turns;
+medians are reported, with the ratios to dense and to cuSPARSELt and the share of the sparse tensor cores'
+published peak.  Results that differ from the dense product are an error.  Writes docs/gpu.json, docs/gpu.md.
 """
 
 from __future__ import annotations
@@ -15,9 +17,12 @@ import argparse
 import json
 import statistics
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -25,10 +30,13 @@ from rich.progress import track
 from torch import Tensor
 from torch.nn import functional as F
 
+from sparsecc.errors import InvalidOption
 from sparsecc.targets.cuda import cusparselt
+from sparsecc.targets.cuda.config import TILES, WGMMA_TILES, KernelConfig, default_config
+from sparsecc.targets.cuda.pack import Packed, pack
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "gpu.md"
-DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+TABLE, PAGE = DOCS / "gpu.json", DOCS / "gpu.md"
 
 SQUARES = tuple((n, n, n) for n in (1024, 2048, 4096, 8192))
 #: (out, k) of the linear layers of Llama and Qwen models of 1B to 8B parameters
@@ -38,165 +46,351 @@ LINEARS = (
 )  # fmt: skip
 TOKENS = (1, 16, 64, 256, 1024, 4096)
 
-#: published peaks of sparse tensor cores in 16-bit floats with sums in float32, TFLOP/s of the dense product
-#: (vendor data sheets)
+#: published peaks of sparse tensor cores with 16-bit floats, TFLOP/s of the dense product (vendor data
+#: sheets); 8-bit elements have twice as many
 PEAKS = {"A100": 624.0, "H100 PCIe": 1513.0, "H100": 1979.0, "H200": 1979.0, "4090": 330.4, "L40S": 733.0}
 
+_TURNS = 7
+_TARGET = 4000.0
+"""Microseconds that one graph takes, about."""
+_HOPELESS = 3.0
+"""Tiles that take so many times as long as the fastest so far are not measured on."""
+_PAD = 32
+"""Rows to which activations in 8-bit elements are padded for cuBLASLt and cuSPARSELt, which want them so."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, slots=True)
 class Row:
-    """Microseconds of one product [tokens, k] x [k, out]; NaN where an engine cannot run it."""
+    """Microseconds of one product [tokens, k] x [k, out]; ``sparse`` is None where cuSPARSELt cannot."""
 
     dtype: str
     tokens: int
     out: int
     k: int
     dense: float
-    sparse: float
-    ours: float
-    tile: str
+    sparse: float | None
+    tiles: dict[str, float]
+
+    @property
+    def tile(self) -> str:
+        return min(self.tiles, key=self.tiles.__getitem__)
+
+    @property
+    def ours(self) -> float:
+        return self.tiles[self.tile]
 
 
-def shapes() -> Iterator[tuple[int, int, int]]:
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """An element type here: torch's, that of the output, the dense product, random values."""
+
+    element: torch.dtype
+    out: torch.dtype
+    dense: Callable[[Tensor, Tensor], Tensor]
+    draw: Callable[[Sequence[int]], Tensor]
+
+
+def _int_mm(x: Tensor, weight: Tensor) -> Tensor:
+    return torch._int_mm(x, weight.t())
+
+
+def _scaled_mm(x: Tensor, weight: Tensor) -> Tensor:
+    one = torch.ones((), device=x.device)
+    return torch._scaled_mm(x, weight.t(), scale_a=one, scale_b=one, out_dtype=torch.bfloat16)
+
+
+def _normal(dtype: torch.dtype) -> Callable[[Sequence[int]], Tensor]:
+    return lambda shape: torch.randn(*shape, device="cuda", dtype=torch.float32).to(dtype)
+
+
+def _integers(shape: Sequence[int]) -> Tensor:
+    return torch.randint(-100, 101, tuple(shape), device="cuda", dtype=torch.int8)
+
+
+KINDS = {
+    "fp16": Kind(torch.float16, torch.float16, F.linear, _normal(torch.float16)),
+    "bf16": Kind(torch.bfloat16, torch.bfloat16, F.linear, _normal(torch.bfloat16)),
+    "int8": Kind(torch.int8, torch.int32, _int_mm, _integers),
+    "e4m3": Kind(torch.float8_e4m3fn, torch.bfloat16, _scaled_mm, _normal(torch.float8_e4m3fn)),
+}
+
+
+def shapes() -> list[tuple[int, int, int]]:
     """(tokens, out, k) of every product that is timed."""
-    yield from SQUARES
-    for out, k in LINEARS:
-        yield from ((tokens, out, k) for tokens in TOKENS)
+    linears = ((tokens, out, k) for out, k in LINEARS for tokens in TOKENS)
+    return list(dict.fromkeys((*SQUARES, *linears)))
 
 
-def timed(function: Callable[[], object], rounds: int) -> Callable[[], float]:
-    """A measurement of one round in microseconds, after warming up."""
-    for _ in range(3):
-        function()
-    torch.cuda.synchronize()
-
-    def measure() -> float:
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        for _ in range(rounds):
-            function()
-        end.record()
-        end.synchronize()
-        return 1000.0 * float(start.elapsed_time(end)) / rounds
-
-    return measure
-
-
-def two_of_four(out: int, k: int, dtype: torch.dtype) -> Tensor:
+def two_of_four(kind: Kind, out: int, k: int) -> Tensor:
     """A random 2:4 weight on the GPU."""
-    weight = torch.randn(out, k, device="cuda", dtype=dtype) / k**0.5
-    groups = weight.view(out, -1, 4)
+    groups = kind.draw((out, k)).float().view(out, -1, 4)
     kept = groups.abs().topk(2, -1).indices
-    return torch.zeros_like(groups).scatter_(-1, kept, groups.gather(-1, kept)).view(out, k)
+    kept_values = torch.zeros_like(groups).scatter_(-1, kept, groups.gather(-1, kept)).view(out, k)
+    return kept_values.to(kind.element)
 
 
-def ours(weight: Tensor, x: Tensor, dtype: str) -> Iterator[tuple[str, Callable[[], Tensor]]]:
-    """A function for every tile that this GPU can run."""
+@lru_cache(1)
+def weight_of(dtype: str, out: int, k: int) -> tuple[Tensor, Packed]:
+    """A random 2:4 weight on the GPU, and as the kernels read it."""
+    weight = two_of_four(KINDS[dtype], out, k)
+    return weight, pack(weight.cpu())
+
+
+@dataclass(eq=False, slots=True)
+class Product:
+    """One product with as many copies of its operands as the cache does not hold."""
+
+    dtype: str
+    tokens: int
+    out: int
+    k: int
+    weights: list[Tensor] = field(init=False)
+    inputs: list[Tensor] = field(init=False)
+    packed: Packed = field(init=False)
+
+    def __post_init__(self) -> None:
+        size = self.kind.element.itemsize
+        least = (
+            size * (self.out * self.k // 2 + self.tokens * self.k)
+            + self.kind.out.itemsize * self.out * self.tokens
+        )
+        cache = torch.cuda.get_device_properties(0).L2_cache_size
+        copies = 1 + 2 * cache // least if least < 4 * cache else 1
+        weight, self.packed = weight_of(self.dtype, self.out, self.k)
+        self.weights = [weight] + [weight.clone() for _ in range(copies - 1)]
+        self.inputs = [self.kind.draw((self.tokens, self.k)) for _ in range(copies)]
+
+    def __str__(self) -> str:
+        return f"{self.dtype} {self.tokens} x {self.k} x {self.out}"
+
+    @property
+    def kind(self) -> Kind:
+        return KINDS[self.dtype]
+
+    def padded(self) -> list[Tensor]:
+        """The inputs with as many rows as cuBLASLt and cuSPARSELt take in 8-bit elements."""
+        if self.kind.element.itemsize > 1 or self.tokens % _PAD == 0:
+            return self.inputs
+        return [F.pad(x.view(torch.int8), (0, 0, 0, -self.tokens % _PAD)).view(x.dtype) for x in self.inputs]
+
+
+Steps = list[Callable[[], Tensor]]
+"""The same product with each copy of its operands."""
+
+
+def dense(product: Product) -> Steps:
+    """cuBLASLt."""
+    pairs = zip(product.padded(), product.weights, strict=True)
+    return [lambda x=x, w=w: product.kind.dense(x, w) for x, w in pairs]  # type: ignore[misc]
+
+
+def sparse(product: Product) -> Steps:
+    """cuSPARSELt with the algorithm and the split of K that its own search finds."""
+    inputs = product.padded()
+    rows = len(inputs[0])
+    columns = [F.pad(x, (0, 0, 0, -rows % 8)).t() if rows % 8 else x.t() for x in inputs]
+    held = [torch._cslt_compress(weight) for weight in product.weights]
+    out = None if product.kind.element.itemsize > 1 else product.kind.out
+    algorithm, split, mode, _ = torch._C._cusparselt.mm_search(held[0], columns[0], None, None, out, True)  # type: ignore[attr-defined]
+    found = {"alg_id": algorithm, "split_k": split, "split_k_mode": mode, "out_dtype": out}
+    return [
+        lambda w=w, x=x: torch._cslt_sparse_mm(w, x, transpose_result=True, **found)  # type: ignore[misc]
+        for w, x in zip(held, columns, strict=True)
+    ]
+
+
+def ours(product: Product, config: KernelConfig) -> Steps | None:
+    """A generated kernel; None where this GPU cannot run it."""
     from sparsecc.errors import TargetRefused
-    from sparsecc.targets.cuda import TILES, Problem, build_gemm, default_config, pack
-    from sparsecc.targets.cuda.config import WGMMA_TILES
+    from sparsecc.targets.cuda.build import build_gemm
     from sparsecc.targets.cuda.driver import driver
     from sparsecc.targets.cuda.launch import image_for, start
+    from sparsecc.targets.cuda.problem import Problem
 
     major, minor = torch.cuda.get_device_capability()
-    packed = pack(weight.cpu())
-    values, metadata = (torch.from_numpy(a).cuda() for a in (packed.values, packed.metadata))
-    for tile in (*TILES, *WGMMA_TILES):
-        config = default_config(tile, dtype)
-        try:
-            arch = f"sm_{major}{minor}" + ("a" if config.instruction == "wgmma.sp" else "")
-            kernel = build_gemm(config, Problem(*weight.shape), [arch])
-        except TargetRefused:
-            continue
-        image = image_for(kernel, major, minor)
-        assert image is not None
-        function = driver().function(image, kernel.entry, kernel.config.shared_bytes)
-        launch = kernel.launch(tokens=len(x))
+    arch = f"sm_{major}{minor}" + ("a" if config.instruction == "wgmma.sp" else "")
+    try:
+        kernel = build_gemm(config, Problem(product.out, product.k), [arch])
+    except TargetRefused:
+        return None
+    image = image_for(kernel, major, minor)
+    assert image is not None
+    function = driver().function(image, kernel.entry, kernel.config.shared_bytes)
+    launch = kernel.launch(tokens=product.tokens)
+    held = [torch.from_numpy(array).cuda() for array in (product.packed.values, product.packed.metadata)]
 
-        def run(launch=launch, function=function, kernel=kernel) -> Tensor:  # type: ignore[no-untyped-def]
-            y = torch.empty(len(x), len(weight), device="cuda", dtype=x.dtype)
-            start(function, kernel, launch, {"weight": values, "metadata": metadata, "x": x, "d": y})
-            return y
+    def run(values: Tensor, metadata: Tensor, x: Tensor) -> Tensor:
+        y = torch.empty(product.tokens, product.out, device="cuda", dtype=product.kind.out)
+        start(function, kernel, launch, {"weight": values, "metadata": metadata, "x": x, "d": y})
+        return y
 
-        yield tile, run
+    copies = [(held[0].clone(), held[1].clone(), x) for x in product.inputs]
+    return [lambda copy=copy: run(*copy) for copy in copies]  # type: ignore[misc]
 
 
-def row(dtype: str, tokens: int, out: int, k: int, rounds: int) -> Row:
+def graph_of(steps: Steps) -> tuple[torch.cuda.CUDAGraph, int]:
+    """A graph of whole turns around the copies, about ``_TARGET`` microseconds long, and its products."""
+    for step in steps[:3]:
+        step()
+    torch.cuda.synchronize()
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for step in steps:
+        step()
+    end.record()
+    end.synchronize()
+    each = 1000 * start.elapsed_time(end) / len(steps)
+    turns = max(1, min(round(_TARGET / each / len(steps)), 1 + 400 // len(steps)))
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(turns):
+            for step in steps:
+                step()
+    return graph, turns * len(steps)
+
+
+def microseconds(graph: torch.cuda.CUDAGraph, count: int) -> float:
+    """The time of one product of a graph."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    graph.replay()
+    end.record()
+    end.synchronize()
+    return 1000.0 * float(start.elapsed_time(end)) / count
+
+
+def measured(product: Product, configs: dict[str, KernelConfig], console: Console) -> Row:
     """Time one product on every engine, in turn."""
-    weight = two_of_four(out, k, DTYPES[dtype])
-    x = torch.randn(tokens, k, device="cuda", dtype=DTYPES[dtype])
-    wanted = F.linear(x, weight)
-    engines: dict[str, Callable[[], Tensor]] = {"dense": lambda: F.linear(x, weight)}
-    if not cusparselt.why_not() and cusparselt.takes(out, k, dtype, convolution=False):
-        compressed = cusparselt.compressed(weight)
-        engines["sparse"] = lambda: cusparselt.multiplied(compressed, x)
-    engines.update(ours(weight, x, dtype))
-    bound = 4 * torch.finfo(DTYPES[dtype]).eps * float(wanted.abs().max())
-    for name, function in engines.items():
-        if float((function() - wanted).abs().max()) > bound:
-            raise SystemExit(f"{name} is wrong on {dtype} {tokens} x {k} x {out}")
-    measures = {name: timed(function, rounds) for name, function in engines.items()}
-    found: dict[str, list[float]] = {name: [] for name in engines}
-    for _ in range(9):
-        for name, measure in measures.items():
-            found[name].append(measure())
-    medians = {name: statistics.median(times) for name, times in found.items()}
-    tile = min((name for name in medians if name not in ("dense", "sparse")), key=medians.__getitem__)
-    missing = float("nan")
-    return Row(dtype, tokens, out, k, medians["dense"], medians.get("sparse", missing), medians[tile], tile)
+    wanted = product.kind.dense(product.padded()[0], product.weights[0])[: product.tokens]
+    scale = float(wanted.float().abs().max())
+    bound = 0.0 if wanted.dtype == torch.int32 else 4 * torch.finfo(wanted.dtype).eps * scale
+    engines: dict[str, Callable[[], Steps | None]] = {"dense": lambda: dense(product)}
+    if not (why := cusparselt.why_not()):
+        engines["sparse"] = lambda: sparse(product)
+    elif product.tokens == 1024:
+        console.print(f"cuSPARSELt is not measured: {why}")
+    engines |= {name: (lambda config=config: ours(product, config)) for name, config in configs.items()}  # type: ignore[misc]
+    graphs: dict[str, tuple[torch.cuda.CUDAGraph, int]] = {}
+    first: dict[str, float] = {}
+    for name, made in engines.items():
+        try:
+            steps = made()
+        except RuntimeError as error:
+            if name != "sparse":
+                raise
+            console.print(f"cuSPARSELt, {product}: {error}")
+            continue
+        if steps is None:
+            continue
+        off = float((steps[0]()[: product.tokens].double() - wanted.double()).abs().max())
+        if off > bound:
+            raise SystemExit(
+                f"{name} is wrong on {product}: off by {off}, where the largest output is {scale}"
+            )
+        graph, count = graph_of(steps)
+        first[name] = microseconds(graph, count)
+        own = [first[n] for n in first if n not in ("dense", "sparse")]
+        if name in ("dense", "sparse") or first[name] <= _HOPELESS * min(own):
+            graphs[name] = graph, count
+    seen: dict[str, list[float]] = {name: [] for name in graphs}
+    for _ in range(_TURNS):
+        for name, (graph, count) in graphs.items():
+            seen[name].append(microseconds(graph, count))
+    medians = {name: round(statistics.median(times), 2) for name, times in seen.items()}
+    sizes = (product.dtype, product.tokens, product.out, product.k)
+    return Row(*sizes, medians.pop("dense"), medians.pop("sparse", None), medians)
 
 
-def page(rows: list[Row], gpu: str) -> str:
+def default_configs(dtype: str) -> dict[str, KernelConfig]:
+    """Every tile in an element type."""
+    out_dtype = "bf16" if dtype == "e4m3" else ""
+    return {tile: default_config(tile, dtype, out_dtype=out_dtype) for tile in (*TILES, *WGMMA_TILES)}
+
+
+def variants(dtype: str) -> dict[str, KernelConfig]:
+    """Every tile with other depths of its pipelines and other orders of its blocks."""
+    found = {}
+    for tile, config in default_configs(dtype).items():
+        held = (3, 4, 5) if tile in WGMMA_TILES else (config.weight_stages,)
+        for stages, weights, group in product((config.stages, config.stages + 2), held, (8, 16)):
+            try:
+                other = replace(config, stages=stages, weight_stages=weights, group=group)
+            except InvalidOption:  # more shared memory than any GPU has
+                continue
+            found[f"{tile} s{stages} r{weights} g{group}"] = other
+    return found
+
+
+# -- the page -----------------------------------------------------------------------------------------
+
+_HEAD = (
+    "dtype",
+    "tokens",
+    "out x k",
+    "dense",
+    "cuSPARSELt",
+    "ours",
+    "tile",
+    "over dense",
+    "over cuSPARSELt",
+    "of peak",
+)
+
+
+def page(rows: Sequence[Row], about: dict[str, str]) -> str:
     """The table in Markdown."""
-    peak = next((value for name, value in PEAKS.items() if name in gpu), float("nan"))
-    columns = [
-        "dtype",
-        "tokens",
-        "out x k",
-        "dense",
-        "cuSPARSELt",
-        "ours",
-        "tile",
-        "over dense",
-        "over cuSPARSELt",
-        "of peak",
-    ]
+    peak = next((value for name, value in PEAKS.items() if name in about["gpu"]), float("nan"))
     lines = [
         "# 2:4 products on the GPU",
         "",
-        f"{gpu}, torch {torch.__version__}, CUDA {torch.version.cuda}; microseconds, medians of interleaved "
-        "rounds, written by `make gpu-bench`.",
+        f"{about['gpu']}, torch {about['torch']}, CUDA {about['cuda']}; written by `make gpu-bench`.",
+        "Microseconds, medians of interleaved CUDA graphs that go around more copies of the operands than",
+        "the cache holds.",
+        "`of peak`: of the published peak of the sparse tensor cores.",
         "",
-        f"| {' | '.join(columns)} |",
-        "|---" * len(columns) + "|",
+        f"| {' | '.join(_HEAD)} |",
+        "|---" * len(_HEAD) + "|",
     ]
     for r in rows:
-        share = 2e-6 * r.tokens * r.out * r.k / r.ours / peak
-        times = f"{r.dense:.1f} | {r.sparse:.1f} | {r.ours:.1f} | {r.tile}"
-        ratios = f"{r.dense / r.ours:.2f}x | {r.sparse / r.ours:.2f}x | {share:.0%}"
-        lines.append(f"| {r.dtype} | {r.tokens} | {r.out} x {r.k} | {times} | {ratios} |")
+        share = 2e-6 * r.tokens * r.out * r.k / r.ours / (peak * (3 - KINDS[r.dtype].element.itemsize))
+        other = ("-", "-") if r.sparse is None else (f"{r.sparse:.1f}", f"{r.sparse / r.ours:.2f}x")
+        lines.append(
+            f"| {r.dtype} | {r.tokens} | {r.out} x {r.k} | {r.dense:.1f} | {other[0]} | {r.ours:.1f} "
+            f"| {r.tile} | {r.dense / r.ours:.2f}x | {other[1]} | {share:.0%} |"
+        )
     return "\n".join(lines) + "\n"
+
+
+def about() -> dict[str, Any]:
+    """What the figures were measured with."""
+    return {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "cuda": torch.version.cuda}
 
 
 def main() -> int:
     """The command; without a GPU it says so and changes nothing."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.split("\n")[0])
-    parser.add_argument("--dtypes", nargs="*", choices=list(DTYPES), default=list(DTYPES))
-    parser.add_argument("--rounds", type=int, default=20, help="launches per measurement")
+    parser.add_argument("--dtypes", nargs="*", choices=list(KINDS), default=list(KINDS))
     parser.add_argument("--squares", action="store_true", help="square products only")
-    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--variants", action="store_true", help="tiles in variants; prints, writes nothing")
+    parser.add_argument("--json", action="store_true", help="print the rows, write nothing")
     chosen = parser.parse_args()
     console = Console(stderr=True)
     if not torch.cuda.is_available():
         console.print("no NVIDIA GPU here: nothing was measured")
         return 0
-    sizes = list(SQUARES if chosen.squares else shapes())
+    sizes = list(SQUARES) if chosen.squares else shapes()
     work = [(dtype, *size) for dtype in chosen.dtypes for size in sizes]
-    rows = [row(*one, chosen.rounds) for one in track(work, "products", console=console)]
-    if chosen.json:
-        print(json.dumps([asdict(r) for r in rows]))
-    PAGE.write_text(page(rows, torch.cuda.get_device_name()))
-    console.print(f"written: {PAGE.name}")
+    rows = [
+        measured(Product(*one), (variants if chosen.variants else default_configs)(one[0]), console)
+        for one in track(work, "products", console=console)
+    ]
+    found = {"about": about(), "rows": [asdict(row) for row in rows]}
+    if chosen.json or chosen.variants:
+        print(json.dumps(found))
+        return 0
+    TABLE.write_text(json.dumps(found, indent=1) + "\n")
+    PAGE.write_text(page(rows, about()))
+    console.print(f"written: {TABLE.name}, {PAGE.name}")
     return 0
 
 

@@ -11,7 +11,14 @@ from torch.nn import functional as F
 
 import sparsecc
 from sparsecc.targets.cuda.build import Kernel, build_gemm
-from sparsecc.targets.cuda.config import ARCHES, TILES, WGMMA_TILES, Epilogue, default_config
+from sparsecc.targets.cuda.config import (
+    ARCHES,
+    TILES,
+    WGMMA_TILES,
+    Epilogue,
+    KernelConfig,
+    default_config,
+)
 from sparsecc.targets.cuda.driver import driver
 from sparsecc.targets.cuda.launch import image_for, start
 from sparsecc.targets.cuda.pack import pack
@@ -24,15 +31,20 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def arch_here() -> str:
-    """The newest architecture with kernels that this GPU runs code of."""
+def arch_for(config: KernelConfig) -> str:
+    """The newest architecture that this GPU runs code of and that has the kernel's instructions."""
     major, minor = torch.cuda.get_device_capability()
+    here = 10 * major + minor
     fitting = [
-        a for a in ARCHES.values() if a.capability // 10 == major and a.capability <= 10 * major + minor
+        arch
+        for arch in ARCHES.values()
+        if arch.capability // 10 == major
+        and (arch.capability == here if arch.name.endswith("a") else arch.capability <= here)
+        and not config.refusal(arch.name)
     ]
     if not fitting:
-        pytest.skip(f"no architecture of {', '.join(ARCHES)} runs on compute capability {major}.{minor}")
-    return max(fitting, key=lambda a: (a.capability, not a.name.endswith("a"))).name
+        pytest.skip(f"{config.tile_name} ({config.dtype}) does not run on compute capability {major}.{minor}")
+    return max(fitting, key=lambda arch: (arch.capability, not arch.name.endswith("a"))).name
 
 
 def launched(kernel: Kernel, case: Case) -> torch.Tensor:
@@ -80,9 +92,7 @@ EPILOGUES = (
 def test_every_family_is_exact_on_integers(dtype: str, tile: str, epilogue: Epilogue) -> None:
     out_dtype = "fp32" if dtype == "int8" and not epilogue.empty else ""
     config = default_config(tile, dtype, epilogue=epilogue, out_dtype=out_dtype)
-    arch = arch_here()
-    if config.refusal(arch):
-        pytest.skip(config.refusal(arch))
+    arch = arch_for(config)
     for out, k, tokens in ((64, 64, 5), (200, 132, 77), (256, 512, 300)):
         case = Case(config, Problem(out, k), tokens=tokens)
         found = launched(build_gemm(config, Problem(out, k), [arch]), case)
@@ -96,7 +106,7 @@ def test_every_family_is_exact_on_integers(dtype: str, tile: str, epilogue: Epil
 def test_convolutions_are_exact_on_integers(conv: Conv, layout: str) -> None:
     config = default_config("small", "fp16", layout=layout, epilogue=Epilogue(bias=True))
     case = Case(config, Problem(40, conv.k, conv=conv), batch=2, size=(13, 9))
-    found = launched(build_gemm(config, case.problem, [arch_here()]), case)
+    found = launched(build_gemm(config, case.problem, [arch_for(config)]), case)
     assert torch.equal(found.double(), case.expected().to(torch.float16).double())
 
 

@@ -43,6 +43,8 @@ def test_unpacking_gives_the_same_bits(out: int, k: int, dtype: torch.dtype, see
     assert torch.equal(bits(unpack(packed)), bits(weight))
     assert packed.values.shape == (-(-out // 16), -(-k // 64), dtype.itemsize, 32, 16)
     assert packed.metadata.shape == (-(-out // 16), -(-k // 64), 32)
+    assert packed.values.flags.c_contiguous  # kernels read the memory behind them as it is
+    assert packed.metadata.flags.c_contiguous
 
 
 @given(dtype=st.sampled_from(DTYPES), seed=st.integers(0, 1 << 30))

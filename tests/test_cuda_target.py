@@ -562,6 +562,12 @@ def test_arguments_come_in_the_kernels_own_order() -> None:
     assert [c.value for c in (found[0], *found[2:])] == [tensors[name].data_ptr() for name in names]
 
 
+def test_arguments_with_strides_are_refused() -> None:
+    tensors = {name: torch.zeros(2, 2) for name in kernel().parameters} | {"x": torch.zeros(2, 2).t()}
+    with pytest.raises(InvalidOption, match=r"x of kernel .* has strides \(1, 2\): it must be contiguous"):
+        cells(kernel(), kernel().launch(tokens=7), tensors)
+
+
 def test_sizes_of_a_launch() -> None:
     assert run_time_sizes(operands(), [3, 5, 24]) == ({"tokens": 15}, 15)
     given = operands(conv=Conv(8, (3, 3), padding=(1, 1)))

@@ -5,8 +5,8 @@
     kernel.launch(tokens=n)                                    what a driver needs to run it
 
 ``config`` and ``problem`` are data, ``gemm`` with ``activations`` and ``epilogue`` is the generator,
-``tvm_build`` and ``nvrtc`` are the two compilers, which are loaded when a kernel is built.  Nothing here has
-been measured on hardware yet: kernels are executed instruction by instruction in ``tests/cuda_sim``.
+``tvm_build`` and ``nvrtc`` are the two compilers, which are loaded when a kernel is built.  Tests execute
+kernels instruction by instruction (``tests/cuda_sim``); docs/gpu.md says what was seen on hardware.
 """
 
 from sparsecc.targets.cuda.build import Kernel, Launch, build_gemm

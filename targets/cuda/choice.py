@@ -4,8 +4,8 @@ The ratios are of cuSPARSELt over cuBLASLt with algorithm search, square product
 (SlideSparse, arXiv 2603.05232, published measurements of January 2026; torch 2.9, CUDA 12.9).  What was not
 measured there is interpolated in the logarithm of the product's size, and nothing is said to be faster
 than the largest product measured, or than the bytes that it moves allow (``roofline``).  For int8 on GPUs
-that were not measured the slower of those that were decides.  The kernels of this package have not been
-measured on hardware.
+that were not measured the slower of those that were decides.  Of the kernels of this package one size was
+measured, on one GPU (docs/gpu.md), which is not enough to choose by.
 """
 
 from __future__ import annotations

@@ -134,7 +134,9 @@ class KernelConfig:
     sums at the end); ``stages`` is the depth of the cp.async pipeline.  ``layout``: ``rows`` has activations
     [tokens, k] and outputs [tokens, out] (nn.Linear, NHWC convolution), ``nchw`` has [batch, k, pixels] and
     [batch, out, pixels].  ``instruction`` is ``mma.sp`` or, on sm_90a, ``wgmma.sp``, for which four warps
-    have 64 output features.  Raises ``InvalidOption`` for what no architecture can run.
+    have 64 output features and hold ``weight_stages`` tiles of weights in registers.  ``group`` tiles of
+    output features are made side by side (``grid``).  Raises ``InvalidOption`` for what no architecture can
+    run.
     """
 
     block_m: int = 128
@@ -149,6 +151,8 @@ class KernelConfig:
     layout: str = "rows"
     epilogue: Epilogue = field(default_factory=Epilogue)
     instruction: str = "mma.sp"
+    weight_stages: int = 3
+    group: int = 8
 
     def __post_init__(self) -> None:
         if self.dtype not in ELEMENTS:
@@ -162,7 +166,7 @@ class KernelConfig:
     def _rules(self) -> list[tuple[bool, str]]:
         """Each rule as (broken, message); later rules hold only where earlier ones do."""
         sizes = (self.block_m, self.block_n, self.block_k, self.warps_m, self.warps_n, self.warps_k)
-        if any(size < 1 for size in sizes):
+        if any(size < 1 for size in (*sizes, self.group)):
             return [(True, "sizes and warps must be positive")]
         m, n = self.block_m // self.warps_m, self.block_n // self.warps_n
         return [
@@ -201,6 +205,7 @@ class KernelConfig:
             (self.block_n > 256, "wgmma.sp takes at most 256 tokens"),
             (self.layout != "rows", "wgmma.sp is written for layout rows"),
             (self.stages < 3, "wgmma.sp needs at least 3 stages"),
+            (self.weight_stages < 3, "wgmma.sp needs at least 3 tiles of weights in registers"),
         ]
 
     @property
@@ -281,9 +286,11 @@ class KernelConfig:
 
     @property
     def tile_name(self) -> str:
-        """``128x128x64_w2x2x1_s3``."""
+        """``128x128x64_w2x2x1_s3_g8``; of warpgroups ``128x256x64_w8x1x1_s6_r4_g16``."""
         warps = f"w{self.warps_m}x{self.warps_n}x{self.warps_k}"
-        return f"{self.block_m}x{self.block_n}x{self.block_k}_{warps}_s{self.stages}"
+        held = f"_r{self.weight_stages}" if self.instruction == "wgmma.sp" else ""
+        tile = f"{self.block_m}x{self.block_n}x{self.block_k}"
+        return f"{tile}_{warps}_s{self.stages}{held}_g{self.group}"
 
 
 # Names to (block m, n, k in units of 128 bytes of activations; warps m, n, k; stages); the warpgroup's begin

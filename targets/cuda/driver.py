@@ -1,6 +1,6 @@
 """The few calls of the CUDA driver that launching a stored kernel takes, through ctypes.
 
-torch has made the context by the time that they are called.  Not measured on hardware.
+torch has made the context by the time that they are called.
 """
 
 from __future__ import annotations

@@ -10,8 +10,6 @@ from __future__ import annotations
 from sparsecc.targets.cuda.config import KernelConfig
 from sparsecc.targets.cuda.problem import Problem
 
-GROUP = 8
-
 
 def feature_tiles(config: KernelConfig, problem: Problem) -> int:
     return -(-problem.out // config.block_m)
@@ -19,7 +17,7 @@ def feature_tiles(config: KernelConfig, problem: Problem) -> int:
 
 def group(config: KernelConfig, problem: Problem) -> int:
     """Tiles of output features that stand beside each other along x."""
-    return min(GROUP, feature_tiles(config, problem))
+    return min(config.group, feature_tiles(config, problem))
 
 
 def grid(config: KernelConfig, problem: Problem, rows: int, images: int) -> tuple[int, int, int]:

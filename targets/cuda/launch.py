@@ -1,7 +1,4 @@
-"""Stored kernels on the GPU at hand: which image fits, which tile for how many rows, and the launch.
-
-Not measured on hardware.
-"""
+"""Stored kernels on the GPU at hand: which image fits, which tile for how many rows, and the launch."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ from typing import Any
 import torch
 
 from sparsecc.artifact import Artifact
-from sparsecc.errors import InvalidModel, TargetUnavailable
+from sparsecc.errors import InvalidModel, InvalidOption, TargetUnavailable
 from sparsecc.targets.cuda.build import Kernel, Launch
 from sparsecc.targets.cuda.config import default_config, tile_for
 from sparsecc.targets.cuda.driver import driver
@@ -156,7 +153,10 @@ def start(function: int, kernel: Kernel, launch: Launch, tensors: Mapping[str, t
 
 
 def cells(kernel: Kernel, launch: Launch, tensors: Mapping[str, torch.Tensor | None]) -> list[Any]:
-    """The kernel's arguments in its order: int32 sizes, addresses of tensors."""
+    """The kernel's arguments in its order: int32 sizes, addresses of tensors.
+
+    Raises ``InvalidOption`` for a tensor that is not contiguous, which a kernel would misread.
+    """
     found: list[Any] = []
     for name in kernel.parameters:
         if name in launch.scalars:
@@ -164,6 +164,10 @@ def cells(kernel: Kernel, launch: Launch, tensors: Mapping[str, torch.Tensor | N
         else:
             tensor = tensors[name]
             assert tensor is not None, name
+            if not tensor.is_contiguous():
+                raise InvalidOption(
+                    f"{name} of kernel {kernel.entry} has strides {tensor.stride()}: it must be contiguous"
+                )
             found.append(ctypes.c_void_p(tensor.data_ptr()))
     return found
 

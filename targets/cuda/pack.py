@@ -193,7 +193,7 @@ def _to_words(index: Array, itemsize: int) -> npt.NDArray[np.uint32]:
     tiles = np.moveaxis(nibbles.reshape(len(nibbles) // ROWS, ROWS, -1, COLUMNS // GROUP), 1, 2)
     shifted: Array = tiles[:, :, row, group] << (4 * np.arange(8, dtype=np.uint32))
     words: npt.NDArray[np.uint32] = np.bitwise_or.reduce(shifted, axis=-1)
-    return words
+    return np.ascontiguousarray(words)  # advanced indexing gave the result strides of its own
 
 
 def _from_words(metadata: npt.NDArray[np.uint32], itemsize: int) -> Array:

@@ -19,9 +19,6 @@ from sparsecc.targets.cuda.epilogue import write_epilogue
 from sparsecc.targets.cuda.tile import CHUNK, Tile
 from sparsecc.targets.cuda.tvm_build import Number, Registers
 
-BUFFERS = 3
-"""Tiles of weights in registers: one multiplied, one waited for, one on its way."""
-
 # Matrix descriptor of activations (PTX ISA, wgmma: Matrix Descriptor Format): the address, and the stride
 # from eight rows to the next eight, in units of 16 bytes; 128-byte swizzle, where no leading offset counts.
 _DESCRIPTOR = "(1ull << 62) | (64ull << 32) | (1ull << 16)"
@@ -36,12 +33,13 @@ def write_wgmma(tile: Tile) -> None:
     for i in range(sums.size):
         sums[i] = e.zero(kind)
     weights = Weights(tile)
+    held = config.weight_stages
 
     ahead = config.stages - 2
     for stage in range(ahead):
         loader.load(tile.stage(stage), stage)
         e.ptx("cp.async.commit_group")
-    for buffer in range(BUFFERS - 1):
+    for buffer in range(held - 1):
         weights.load(buffer, buffer)
 
     def step(tile_k: Number, buffer: int) -> None:
@@ -52,15 +50,15 @@ def write_wgmma(tile: Tile) -> None:
         e.ptx("cp.async.commit_group")
         multiply(tile, weights, buffer, sums, tile_k)
         e.ptx("wgmma.wait_group.sync.aligned", 1)
-        weights.load((buffer + BUFFERS - 1) % BUFFERS, tile_k + BUFFERS - 1)
+        weights.load((buffer + held - 1) % held, tile_k + held - 1)
 
-    rounds = (tile.tiles_k - 1) // BUFFERS  # the last tile, which may be a short one, comes after the loop
+    rounds = (tile.tiles_k - 1) // held  # the last tile, which may be a short one, comes after the loop
     if rounds:
         with e.loop(rounds) as turn:
-            for buffer in range(BUFFERS):
-                step(turn * BUFFERS + buffer, buffer)
-    for tile_k in range(rounds * BUFFERS, tile.tiles_k):
-        step(tile_k, tile_k % BUFFERS)
+            for buffer in range(held):
+                step(turn * held + buffer, buffer)
+    for tile_k in range(rounds * held, tile.tiles_k):
+        step(tile_k, tile_k % held)
     e.ptx("wgmma.wait_group.sync.aligned", 0)
     e.inline(*keep_helper(tile.element, sums.size), sums.at(0))
     e.ptx("cp.async.wait_group", 0)
@@ -69,14 +67,17 @@ def write_wgmma(tile: Tile) -> None:
 
 
 class Weights:
-    """Weights and metadata of the warp's 16 rows, for ``BUFFERS`` tiles."""
+    """Weights and metadata of the warp's 16 rows, for ``weight_stages`` tiles.
+
+    One tile is multiplied, one waited for, the others are on their way.
+    """
 
     def __init__(self, tile: Tile) -> None:
         self.tile = tile
-        fragments = tile.config.units * tile.element.steps
-        # Registers of their own for every buffer: none that a product in flight reads may be written.
-        self.fragments = [tile.e.registers(4 * fragments, "uint32", f"weights{i}") for i in range(BUFFERS)]
-        self.words = [tile.e.registers(tile.config.units, "uint32", f"indices{i}") for i in range(BUFFERS)]
+        units, steps, held = tile.config.units, tile.element.steps, range(tile.config.weight_stages)
+        # Registers of their own for every tile: none that a product in flight reads may be written.
+        self.fragments = [tile.e.registers(4 * units * steps, "uint32", f"weights{i}") for i in held]
+        self.words = [tile.e.registers(units, "uint32", f"indices{i}") for i in held]
 
     def load(self, buffer: int, tile_k: Number) -> None:
         """Load tile ``tile_k``; past the last rows or units of K, the last ones, for nothing."""
