@@ -154,9 +154,9 @@ def complete(file: OnnxFile) -> ModelProto:
     return found
 
 
-def run64(file: OnnxFile, feeds: Feeds) -> list[torch.Tensor]:
-    """Outputs of the executable reference in float64."""
-    found = Runner(file, dtype=torch.float64, cache=False).run(feeds)
+def run64(file: OnnxFile, feeds: Feeds, sizes: Mapping[str, bool] | None = None) -> list[torch.Tensor]:
+    """Outputs of the executable reference in float64; ``sizes`` are those of the model it was made from."""
+    found = Runner(file, dtype=torch.float64, cache=False, sizes=sizes).run(feeds)
     return [found[v.name] for v in file.proto.graph.output]
 
 
