@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -23,28 +23,28 @@ def _diagonal(function: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Rea
 _BLOCK = 128
 
 
-def gram_(total: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """Add x.T x of the rows ``[G, R, K]`` to ``[G, K, K]`` in place; half of it is a mirror image."""
-    size = rows.shape[2]
+def gram_(total: torch.Tensor, groups: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Add x.T x of the rows ``[R, K]`` of every group to ``[G, K, K]`` in place; half is a mirror image."""
+    size = total.shape[2]
     for start in range(0, size, _BLOCK):
         stop = min(start + _BLOCK, size)
-        left = rows[:, :, start:stop].transpose(1, 2)
-        for group in range(len(rows)):
-            total[group, start:stop, start:].addmm_(left[group], rows[group, :, start:])
+        for group, rows in enumerate(groups):
+            total[group, start:stop, start:].addmm_(rows[:, start:stop].T, rows[:, start:])
         total[:, stop:, start:stop] = total[:, start:stop, stop:].transpose(1, 2)
     return total
 
 
 def _second(reading: Reading, step: Step) -> torch.Tensor:
-    rows = _wide(reading.rows(step))
-    return gram_(rows.new_zeros(rows.shape[0], rows.shape[2], rows.shape[2]), rows)
+    groups = [_wide(part) for part in reading.parts(step)]
+    size = groups[0].shape[1]
+    return gram_(groups[0].new_zeros(len(groups), size, size), groups)
 
 
 def add_(total: torch.Tensor, name: str, reading: Reading, step: Step) -> torch.Tensor:
     """Add what one more step sums up to, in place."""
     if name != "hessian":
         return total.add_(MOMENTS[name](reading, step))
-    return gram_(total, _wide(reading.rows(step)))
+    return gram_(total, [_wide(part) for part in reading.parts(step)])
 
 
 #: name -> sum over the rows of one step: ``[G, K]``, or ``[G, K, K]`` for ``hessian``

@@ -113,7 +113,7 @@ class Statistics:
             return None
         shape = torch.Size(self.subject.view.weights[weight].shape)
         first = self.readings.of[weight][0]
-        average = found.average(name)
+        average = first.completed(found.average(name))
         per_group = math.prod(shape) // max(average.numel(), 1)
         return first.stored(average[:, None].expand(-1, per_group, -1), shape)
 

@@ -174,10 +174,10 @@ def _moment(
     if len({r.source for r in statistics.readings.of[reading.weight]}) > 1:
         found = statistics.moments(reading.weight, method.moment)
         assert found is not None
-        return found.sums[method.moment]
+        return reading.completed(found.sums[method.moment])
     if reading.source not in known:
         known.clear()  # layers that read the same value stand side by side
-        known[reading.source] = summed(reading, steps, method.moment)
+        known[reading.source] = reading.completed(summed(reading, steps, method.moment))
     return known[reading.source]
 
 
@@ -212,7 +212,10 @@ def _operated(
         new = matrix.clone()
         kept = torch.ones(matrix.shape, dtype=torch.bool) if allowed is None else allowed.clone()
         for group in range(len(matrix)):
-            part = np.ix_(places.rows(group).numpy(), places.columns.numpy())
+            rows = places.rows(group)
+            if not len(rows):
+                continue
+            part = np.ix_(rows.numpy(), places.columns.numpy())
             new[group][part], kept[group][part] = method.operate(
                 matrix[group][part],
                 _at(moment[group], places.columns).to(weight.dtype),
@@ -287,11 +290,9 @@ class Places:
     Columns are in the order in which a pattern runs: along the summed axis, for every kernel position.
     """
 
-    out: torch.Tensor
     columns: torch.Tensor
     width: int
-    groups: int
-    per_group: int
+    rows_of: tuple[torch.Tensor, ...]
     everything: bool
 
     @classmethod
@@ -300,28 +301,23 @@ class Places:
         kept = recovery.kept(reading.weight)
         along = kept[reading.axis]
         along = torch.arange(shape[reading.axis]) if along is None else along
+        stays = torch.ones(shape, dtype=torch.bool)
+        for axis, places in enumerate(kept):
+            if places is not None and axis != reading.axis and (axis == 0 or not reading.is_conv):
+                hit = torch.zeros(shape[axis], dtype=torch.bool)
+                hit[places] = True
+                stays &= hit.reshape([-1 if d == axis else 1 for d in range(len(shape))])
+        rows = tuple(torch.nonzero(matrix.all(1)).flatten() for matrix in reading.matrix(stays))
+        whole = all(places is None for places in kept)
         if not reading.is_conv:
-            keep = torch.ones(shape, dtype=torch.bool)
-            for axis, places in enumerate(kept):
-                if places is not None and axis != reading.axis:
-                    hit = torch.zeros(shape[axis], dtype=torch.bool)
-                    hit[places] = True
-                    keep &= hit.reshape([-1 if d == axis else 1 for d in range(len(shape))])
-            out = torch.nonzero(reading.matrix(keep)[0].all(1)).flatten()
-            whole = all(places is None for places in kept)
-            return cls(out, along, len(along), 1, len(out), whole)
+            return cls(along, len(along), rows, whole)
         positions = int(np.prod(shape[2:]))
         columns = (torch.arange(positions)[:, None] + along[None] * positions).reshape(-1)
-        out = torch.arange(shape[0]) if kept[0] is None else kept[0]
-        whole = kept[0] is None and kept[1] is None and positions == 1  # else in another order
-        return cls(out, columns, len(along), reading.groups, shape[0] // reading.groups, whole)
+        return cls(columns, len(along), rows, whole and positions == 1)  # else in another order
 
     def rows(self, group: int) -> torch.Tensor:
         """Kept rows of the matrix of a group."""
-        if self.groups == 1:
-            return self.out
-        here = (self.out >= group * self.per_group) & (self.out < (group + 1) * self.per_group)
-        return self.out[here] - group * self.per_group
+        return self.rows_of[group]
 
 
 @runtime_checkable

@@ -10,7 +10,7 @@ import torch
 from sparsecc.calibration.readings import Reading
 from sparsecc.subject import Step
 
-#: how much each of the rows ``[G, R, K]`` counts, ``[R]``
+#: how much each of the rows ``[G, R, K]`` counts, ``[G, R]`` or, alike in all groups, ``[1, R]``
 Weigh = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -72,7 +72,7 @@ def sums(
         read = wide(reading.rows(step))
         aim = read if original is step else wide(reading.rows(original))
         z = read[:, :, columns]
-        weight = weigh(aim)[None, :, None]
+        weight = weigh(aim)[:, :, None]
         weighted = z * weight
         cross = aim.transpose(1, 2) @ weighted
         second = cross[:, columns] if original is step else z.transpose(1, 2) @ weighted
@@ -84,7 +84,7 @@ def sums(
 
 def equal(rows: torch.Tensor) -> torch.Tensor:
     """Every row counts alike."""
-    return torch.ones(rows.shape[1], dtype=rows.dtype)
+    return torch.ones(1, rows.shape[1], dtype=rows.dtype)
 
 
 def relative(reading: Reading, matrix: torch.Tensor, steps: Sequence[Step]) -> Weigh:
@@ -95,9 +95,12 @@ def relative(reading: Reading, matrix: torch.Tensor, steps: Sequence[Step]) -> W
     """
 
     def given(rows: torch.Tensor) -> torch.Tensor:
-        return (rows @ matrix.transpose(1, 2)).square().mean((0, 2))
+        each = (rows @ matrix.transpose(1, 2)).square().mean(2)
+        return each if reading.stack else each.mean(0, keepdim=True)  # groups of a convolution share a row
 
-    usual = torch.cat([given(wide(reading.rows(step))) for step in steps]).median()
+    seen = torch.cat([given(wide(reading.rows(step))).flatten() for step in steps])
+    seen = seen[seen > 0] if reading.ends is not None else seen  # zeros fill up what reads fewer rows
+    usual = seen.median() if len(seen) else seen.new_zeros(())
     return lambda rows: usual / (given(rows) + usual) if usual > 0 else equal(rows)
 
 

@@ -104,7 +104,8 @@ class OBS(_Read):
             return None
         reading = statistics.readings.of[name][0]
         matrix = reading.matrix(weight.detach()).double()
-        diagonal = inverse_diagonal(found.average("hessian").double(), self.damping)
+        second = reading.completed(found.average("hessian").double())
+        diagonal = inverse_diagonal(second, self.damping)
         return reading.stored(matrix.square() / diagonal[:, None], weight.shape)  # type: ignore[no-any-return]
 
     def finish(self, total: Scores) -> Scores:
