@@ -133,6 +133,30 @@ def test_a_graph_goes_without_and_says_so() -> None:
     assert "rest.0.0.weight" not in note
 
 
+def test_positions_that_nobody_reads_do_not_fit() -> None:
+    """Export checks no range of indices: the class that comes back is run first."""
+
+    class Picked(nn.Module):
+        def __init__(self, places: list[int]) -> None:
+            super().__init__()
+            self.first, self.head = conv(3, 8), nn.Linear(8, 4)
+            self.register_buffer("places", torch.tensor(places))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.first(x)
+            y.index_select(1, self.places).mean()
+            out: Tensor = self.head(y.mean((2, 3)))
+            return out
+
+    fits, other = pruned(Picked([0, 2])), pruned(Picked([0, 7]))
+    assert fits.plan.form == "class", fits.report.notes
+    assert other.plan.form == "graph"
+    (note,) = [n for n in other.report.notes if "for nothing" in n]
+    assert "test_training_only.py" in note
+    for result in (fits, other):
+        assert result.model(IMAGES).shape == (2, 4)
+
+
 def test_training_that_needs_more_than_the_example_changes_nothing() -> None:
     result = pruned(Targets())
     assert result.plan.form == "class"

@@ -423,6 +423,20 @@ def accepted(
     return again
 
 
+def looks_up_for_nothing(program: Program) -> bool:
+    """Whether anything that no output depends on reads integers, whose range export does not check."""
+    needed = live(program.graph)
+    return any(
+        n.op == "call_function" and n not in needed and any(map(_is_index, n.all_input_nodes))
+        for n in program.graph.nodes
+    )
+
+
+def _is_index(node: Node) -> bool:
+    fake = node.meta.get("val")
+    return isinstance(fake, torch.Tensor) and fake.dtype in (torch.int64, torch.int32)
+
+
 def recaptured(module: nn.Module, program: Program) -> Program:
     """Another export like that of ``program``; raises Diverged where the module cannot be exported."""
     try:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch.export import ExportedProgram
+from torch.fx import Node
 from torch.utils import _pytree as pytree
 
 from sparsecc.axes.analysis import Analysis, Keeps
@@ -20,16 +21,24 @@ from sparsecc.fx.capture import Program, capture, evaluating, recapture, split_i
 from sparsecc.fx.config import changed, descriptions, has_config, rebuilt
 from sparsecc.fx.editor import edit
 from sparsecc.fx.inputs import has_integers, synthesised
-from sparsecc.fx.module import Diverged, accepted, module_actions, narrowed, recaptured, replacements
+from sparsecc.fx.module import (
+    Diverged,
+    accepted,
+    looks_up_for_nothing,
+    module_actions,
+    narrowed,
+    recaptured,
+    replacements,
+)
 from sparsecc.fx.program_module import argument_names, program_module
-from sparsecc.fx.reader import read, unread
+from sparsecc.fx.reader import read, unread, where
 from sparsecc.fx.training import misfit, training_program
 from sparsecc.fx.weights import exact_weights, substituted, under
 from sparsecc.graph import View
 from sparsecc.plan import Bypass, Fold, Mask, Plan, SetModule, Take, Write
 from sparsecc.reference.masked import Masked
 from sparsecc.reference.node_checks import check_nodes
-from sparsecc.reference.torch_run import MaskedCalls, ProgramRunner, masked_hook, result_of, runs
+from sparsecc.reference.torch_run import Default, MaskedCalls, ProgramRunner, masked_hook, result_of, runs
 from sparsecc.subject import (
     Applied,
     Arguments,
@@ -295,13 +304,35 @@ class TorchSubject(Subject):
                 try:
                     with changed(edited, changes):
                         self.check_loaded(edited, slim, keeps, described)
-                        program = accepted(edited, self.program, slim, self.view, keeps, described)
+                        program = self._exports(edited, described, slim, keeps)
                         return AppliedTorch(edited, described, [_loads(changes)], program, True)
                 except Diverged as reason:
                     why = str(reason)
-        program = accepted(edited, self.program, slim, self.view, keeps, plan)
+        program = self._exports(edited, plan, slim, keeps)
         notes = [_NO_CONFIG.format(why)] if why else []
         return AppliedTorch(edited, plan, notes, program, undescribed=why)
+
+    def _exports(self, edited: torch.nn.Module, plan: Plan, slim: Program, keeps: Keeps) -> Program:
+        """The program of the narrowed module; raises Diverged unless it is the edited graph, and runs."""
+        program = accepted(edited, self.program, slim, self.view, keeps, plan)
+        if plan and self.has_values and looks_up_for_nothing(program):
+            self._check_runs(program)
+        return program
+
+    def _check_runs(self, program: Program) -> None:
+        """Raise Diverged where a program does not run on the example."""
+        inputs, _ = self.inputs(*RUNS[0])
+        place = ""
+
+        def hook(node: Node, default: Default, env: Mapping[Node, Any]) -> Any:
+            nonlocal place
+            place = where(node) or node.name
+            return default({})
+
+        try:
+            ProgramRunner(program).run(inputs, hook=hook)
+        except Exception as failure:  # whatever the operators raise
+            raise Diverged(place, f"is run for nothing, and fails: {failure}") from failure
 
     @property
     def has_values(self) -> bool:
