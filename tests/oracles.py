@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from sparsecc.axes.terms import Keep
@@ -36,22 +37,28 @@ def call(model: nn.Module, inputs: Any) -> list[Any]:
         return leaves(model(**inputs) if isinstance(inputs, Mapping) else model(*inputs))
 
 
+class Widening(TorchFunctionMode):
+    """Types of floats that code has written into it, and casts to them, become float64."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in (Tensor.float, Tensor.half, Tensor.bfloat16):
+            func = Tensor.double
+        args, kwargs = pytree.tree_map(_wide, (args, kwargs or {}))
+        return func(*args, **kwargs)
+
+
+def _wide(value: Any) -> Any:
+    if not isinstance(value, torch.dtype) or not (value.is_floating_point or value.is_complex):
+        return value
+    return torch.complex128 if value.is_complex else torch.float64
+
+
 def forward64(model: nn.Module, inputs: Any) -> list[Any]:
-    """Flat outputs of the module's own forward, in float64 and evaluation mode."""
-    return call(copy.deepcopy(model).double().eval(), widened(inputs))
-
-
-def forward_error(model: nn.Module, inputs: Any, reference: list[Any]) -> tuple[float, float]:
-    """The error of the module's own forward, and its bound: 1e-12 in float64, 1e-4 in float32.
-
-    Float32 is for graph modules that have it written into them (the zero state of a recurrent layer).
-    """
-    try:
-        return error(forward64(model, inputs), reference), 1e-12
-    except RuntimeError as mismatch:
-        if "dtype" not in str(mismatch) and "type (" not in str(mismatch):
-            raise
-        return error(call(copy.deepcopy(model).eval(), inputs), reference), 1e-4
+    """Flat outputs of the module's own forward, in float64 whatever it says, and in evaluation mode."""
+    with Widening():
+        return call(copy.deepcopy(model).double().eval(), widened(inputs))
 
 
 def nested(subject: TorchSubject, flat: list[Any]) -> Any:
