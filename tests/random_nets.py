@@ -355,7 +355,7 @@ def _looked_up(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
     """Positions along a spatial or time axis, picked by values, alike for all channels or each for itself."""
     y = x.movedim(net.channel(x), -1).flatten(1, -2)
     own = torch.tanh(_branch(net, x, b)).movedim(net.channel(x), -1).flatten(1, -2)
-    order = own[..., :1].argsort(1)
+    order = (own[..., :1] + net.weight(own.shape[1], 1) * 0.1).argsort(1)  # no order of equal ones
     kinds: list[Callable[[], Tensor]] = [
         lambda: y.gather(1, order.expand(-1, -1, y.shape[-1])),
         lambda: y.scatter(1, order.expand(-1, -1, y.shape[-1]), y * 2),

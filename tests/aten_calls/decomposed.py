@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.aten_calls.site import ALL, LAST, SPACE, Row, Site, aten, each
+from tests.aten_calls.site import ALL, LAST, SPACE, Row, Site, apart, aten, each
 
 
 def _affine(s: Site, *shape: int) -> tuple[Tensor | None, Tensor | None]:
@@ -74,6 +74,10 @@ def _split(s: Site, name: str) -> Any:
     return torch.cat([made[-1], *(torch.relu(part) for part in made[:-1])], s.channel)
 
 
+def _whole(s: Site) -> Tensor:
+    return torch.floor(apart(s)).to(torch.int64)
+
+
 RECIPES: dict[str, Row] = {
     "native_layer_norm": (ALL, _layer_norm),
     "_fused_rms_norm": (ALL, _rms_norm),
@@ -101,7 +105,7 @@ RECIPES: dict[str, Row] = {
     "log_sigmoid_forward": (ALL, lambda s: aten.log_sigmoid_forward(s.x)[0]),
     "native_channel_shuffle": (["image"], lambda s: aten.native_channel_shuffle(s.x, s.divisor())),
     **each(ALL, _split, "unsafe_split unsafe_split_with_sizes split_copy split_with_sizes_copy unsafe_chunk"),
-    "__lshift__": (LAST, lambda s: s.x * aten.__lshift__.Scalar(torch.floor(s.x).to(torch.int64) & 3, 1)),
-    "__rshift__": (LAST, lambda s: s.x * aten.__rshift__.Scalar(torch.floor(s.x).to(torch.int64) & 7, 1)),
+    "__lshift__": (LAST, lambda s: s.x * aten.__lshift__.Scalar(_whole(s) & 3, 1)),
+    "__rshift__": (LAST, lambda s: s.x * aten.__rshift__.Scalar(_whole(s) & 7, 1)),
     "special_zeta": (ALL, lambda s: aten.special_zeta(torch.sigmoid(s.x) + 2, s.vector().abs() + 1)),
 }  # fmt: skip

@@ -11,7 +11,7 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     pass
-from tests.aten_calls.site import Site, aten, compared, operand, parts
+from tests.aten_calls.site import Site, apart, aten, compared, operand, parts
 
 
 def _dim(s: Site) -> int:
@@ -75,13 +75,14 @@ DOMAINS: dict[str, str] = dict.fromkeys(
     ),
     "unit",
 ) | {"acosh": "above one"}
-#: operators that jump: what they read must not be where two ways of summing differ
+#: operators that jump: what they read must not be where two ways of summing differ (``apart``)
 JUMPS = frozenset(
     _words(
         """
-        ceil floor round trunc frac fmod remainder floor_divide sign sgn eq ne ge gt le lt heaviside all any
-        argmax argmin topk sort argsort msort kthvalue median mode cummax cummin hardshrink threshold div
-        divide logical_and logical_not logical_or logical_xor max min
+        ceil floor round trunc fix frac fmod remainder floor_divide sign sgn signbit frexp heaviside all any
+        eq ne ge gt le lt not_equal greater greater_equal less less_equal isclose count_nonzero histc
+        argmax argmin topk sort argsort msort kthvalue median nanmedian mode cummax cummin hardshrink
+        threshold div divide logical_and logical_not logical_or logical_xor max min
         """
     )
 )
@@ -133,9 +134,8 @@ def _called(overload: Any, s: Site, variant: str) -> Any:
     """The operand is the first tensor that is no mask."""
     s.variant = variant
     name = overload._schema.name.removeprefix("aten::")
-    x = VARIANTS[variant](s, s.x)
-    if name in JUMPS and x.is_floating_point():
-        x = x + s.vector() * 0.1
+    jumps = name in JUMPS or variant in ("bool", "int")
+    x = VARIANTS[variant](s, apart(s) if jumps else s.x)
     s.dropout = "train" in [a.name for a in overload._schema.arguments]
     first, given, named = True, [], {}
     for argument in overload._schema.arguments:

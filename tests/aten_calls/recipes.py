@@ -18,6 +18,7 @@ from tests.aten_calls.site import (
     SPATIAL,
     Recipe,
     Site,
+    apart,
     aten,
     compared,
     numbers,
@@ -139,7 +140,7 @@ def _channel_pads(s: Site) -> list[int]:
 
 def _pooled(s: Site, name: str) -> Any:
     n = s.spatial
-    x = roomy(s)
+    x = roomy(apart(s) if "max_pool" in name else s.x)
     if name.startswith("adaptive"):
         return getattr(aten, name)(x, [s.pick((1, 2))] * n)
     return getattr(aten, name)(x, [2] * n, s.pick(([1] * n, [2] * n)))
@@ -203,7 +204,7 @@ def _sliced(s: Site) -> Any:
 
 
 def _padded(s: Site, pad: Any) -> Any:
-    return pad(roomy(s), _pads(s, s.spatial))
+    return pad(roomy(s.x), _pads(s, s.spatial))
 
 
 def _creation(s: Site, make: Callable[[list[Any]], Tensor]) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.aten_calls.site import ALL, LAST, Row, Site, aten, each, roomy
+from tests.aten_calls.site import ALL, LAST, Row, Site, apart, aten, each, roomy
 
 #: transforms that want complex numbers, and those that want the half of them that real ones give
 _COMPLEX = frozenset(["fft_ifft", "fft_ifft2", "fft_ifftn", "fft_hfft"])
@@ -83,7 +83,7 @@ def _sampled(s: Site, name: str) -> Any:
 
 
 def _unpooled(s: Site) -> Any:
-    x = roomy(s)
+    x = roomy(apart(s))
     name, n = ("max_pool2d_with_indices", 2) if s.spatial == 2 else ("max_pool3d_with_indices", 3)
     values, places = getattr(aten, name)(x, [2] * n, [2] * n)
     size = [int(d) for d in x.shape[2:]]
@@ -119,7 +119,7 @@ RECIPES: dict[str, Row] = {
     "max_unpool2d": (["image"], _unpooled),
     "max_unpool3d": (["volume"], _unpooled),
     "bucketize": (ALL, lambda s: aten.bucketize(s.x, s.net.buffer(torch.tensor([-0.3, 0.1, 0.6])))),
-    "isin": (ALL, lambda s: aten.isin(torch.floor(s.x * 2), s.net.buffer(torch.tensor([-1.0, 0.0])))),
+    "isin": (ALL, lambda s: aten.isin(torch.floor(apart(s) * 2), s.net.buffer(torch.tensor([-1.0, 0.0])))),
     "fliplr": (ALL, lambda s: aten.fliplr(s.x)),
     "flipud": (ALL, lambda s: aten.flipud(s.x)),
 }  # fmt: skip

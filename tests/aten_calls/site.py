@@ -80,9 +80,18 @@ def square(s: Site) -> Tensor:
     return s.x if s.x.dim() == 3 else s.x.unsqueeze(1)
 
 
-def roomy(s: Site) -> Tensor:
-    """The operand, enlarged where an axis of space has one position only."""
-    return s.x if min(s.x.shape[2:]) > 1 else F.interpolate(s.x, scale_factor=2)
+def roomy(x: Tensor) -> Tensor:
+    """An operand, enlarged where an axis of space has one position only."""
+    return x if min(x.shape[2:]) > 1 else F.interpolate(x, scale_factor=2)
+
+
+def apart(s: Site) -> Tensor:
+    """The operand, moved so that along no axis two numbers are alike but for rounding.
+
+    What sorts, rounds or compares may not read others: two ways of summing would tell them apart.
+    """
+    samples = torch.arange(s.x.shape[0]).reshape(-1, *[1] * (s.x.dim() - 1))
+    return s.x + s.net.weight(*s.sizes()) * 0.1 + samples * s.net.weight(1) * 0.1
 
 
 def parts(made: Any) -> list[Tensor]:
