@@ -10,8 +10,8 @@ from torch import Tensor
 from tests.aten_calls.site import ALL, LAST, Row, Site, apart, aten, each, roomy
 
 #: transforms that want complex numbers, and those that want the half of them that real ones give
-_COMPLEX = frozenset(["fft_ifft", "fft_ifft2", "fft_ifftn", "fft_hfft"])
-_HALF = frozenset(["fft_irfft", "fft_irfft2", "fft_irfftn", "fft_hfft2", "fft_hfftn"])
+_COMPLEX = frozenset(["fft_ifft", "fft_ifft2", "fft_ifftn"])
+_HALF = frozenset(["fft_irfft", "fft_irfft2", "fft_irfftn", "fft_hfft", "fft_hfft2", "fft_hfftn"])
 
 
 def _complex(x: Tensor) -> Tensor:
@@ -23,16 +23,22 @@ def _real(y: Tensor) -> Tensor:
     return aten.view_as_real(y.resolve_conj()).sum(-1) if y.is_complex() else y
 
 
+def _read(s: Site, name: str, dim: int) -> Tensor:
+    """What a transform reads; one number is half of no signal, so that it gets a second along ``dim``."""
+    alone = name in _HALF and s.x.shape[dim] == 1
+    x = torch.cat([s.x, torch.cos(s.x)], dim) if alone else s.x
+    return _complex(x) if name in _COMPLEX | _HALF else x
+
+
 def _along(s: Site, name: str) -> Any:
-    x = _complex(s.x) if name in _COMPLEX | _HALF else s.x
     norm = s.pick((None, "ortho"))
     dim = s.pick((s.channel, -1, 1))
-    return _real(getattr(aten, name)(x, None, dim, norm))
+    return _real(getattr(aten, name)(_read(s, name, dim), None, dim, norm))
 
 
 def _several(s: Site, name: str) -> Any:
-    x = _complex(s.x) if name in _COMPLEX | _HALF else s.x
     dims = s.pick(([-1], [-2, -1], [1])) if s.x.dim() > 2 else [-1]
+    x = _read(s, name, dims[-1])
     return _real(getattr(aten, name)(x, None, dims, s.pick((None, "ortho"))))
 
 
