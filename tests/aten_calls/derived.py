@@ -48,6 +48,7 @@ NAMED: dict[str, Callable[[Site], Any]] = {
     "copy": _options(False, True), "k": _constant(1), "eps": _constant(1e-3), "dim": _dim, "dims": _dims,
     "min": _constant(-0.6), "max": _constant(0.7), "size": lambda s: [int(s.x.shape[0]), *s.sizes()],
     "fill_value": _constant(0.3), "dtype": _constant(torch.float32), "value": _options(0.3, -1.5),
+    "index": _options(0, -1), "n": _constant(1),
 }  # fmt: skip
 TYPED: dict[str, Callable[[Site], Any]] = {
     "Tensor": operand, "number": _options(0.7, 1.5, 2), "float": _constant(0.4), "int": _options(1, 2),
@@ -57,24 +58,25 @@ TYPED: dict[str, Callable[[Site], Any]] = {
 #: names that mean one thing as a number and another as a tensor
 _TENSOR_NAMED: dict[str, Callable[[Site], Any]] = {
     "mask": compared, "condition": compared, "src": lambda s: torch.cos(s.x), "values": operand,
-    "value": lambda s: s.net.weight(1)[0],
+    "value": lambda s: s.net.weight(1)[0], "prepend": lambda s: torch.cos(s.x),
+    "append": lambda s: torch.sin(s.x),
 }  # fmt: skip
 #: left at their default, which says: as the operand
 _LEFT = frozenset(
     _words("dtype layout device pin_memory memory_format generator stable size stride non_blocking")
 )
 
-#: operators that are defined, or well conditioned, on a part of the numbers alone
+#: operators that are defined, or well conditioned, on a part of the numbers alone; ``special_`` is left out
 DOMAINS: dict[str, str] = dict.fromkeys(
     _words(
         """
-        acos asin atanh erfinv logit log log10 log1p log2 pow reciprocal rsqrt sqrt xlogy div divide
-        true_divide
-        floor_divide fmod remainder tan addcdiv prod cumprod norm linalg_vector_norm
+        acos arccos asin arcsin atanh arctanh erfinv ndtri logit log log10 log1p log2 pow reciprocal rsqrt
+        sqrt xlogy div divide true_divide floor_divide fmod remainder tan addcdiv prod cumprod norm
+        linalg_vector_norm
         """
     ),
     "unit",
-) | {"acosh": "above one"}
+) | {"acosh": "above one", "arccosh": "above one"}
 #: operators that jump: what they read must not be where two ways of summing differ (``apart``)
 JUMPS = frozenset(
     _words(
@@ -133,8 +135,7 @@ def _argument(s: Site, argument: Any) -> Any:
 def _called(overload: Any, s: Site, variant: str) -> Any:
     """The operand is the first tensor that is no mask."""
     s.variant = variant
-    name = overload._schema.name.removeprefix("aten::")
-    jumps = name in JUMPS or variant in ("bool", "int")
+    jumps = _plain(overload) in JUMPS or variant in ("bool", "int")
     x = VARIANTS[variant](s, apart(s) if jumps else s.x)
     s.dropout = "train" in [a.name for a in overload._schema.arguments]
     first, given, named = True, [], {}
@@ -154,6 +155,24 @@ def _called(overload: Any, s: Site, variant: str) -> Any:
     return overload(*given, **named)
 
 
+def _plain(overload: Any) -> str:
+    """The name of an operator, which some have in two namespaces."""
+    return str(overload._schema.name).removeprefix("aten::").removeprefix("special_")
+
+
+def _fits(overload: Any, s: Site, variant: str) -> bool:
+    """Whether a call with a variant of the operand runs, and is finite for its negative and double too."""
+    try:
+        for factor in (1, -1, 2):
+            s.net.rewind()
+            made = _called(overload, Site(s.net, s.x * factor, s._number), variant)
+            if not all(bool(t.isfinite().all()) for t in parts(made)):
+                return False
+    except (RuntimeError, NotImplementedError, TypeError, IndexError):
+        return False
+    return True
+
+
 def derived(overload: Any) -> Callable[[Site], Any]:
     """A step that calls an overload with arguments from its schema.
 
@@ -161,25 +180,18 @@ def derived(overload: Any) -> Callable[[Site], Any]:
     laid out, and kept.  Where none does, the operand goes on as it is; a test holds that every entry of the
     table is called somewhere.
     """
-    name = overload._schema.name.removeprefix("aten::")
+    tried = [DOMAINS.get(_plain(overload), "plain"), "unit", "above one", "bool", "int"]
 
     def step(s: Site) -> Any:
-        key, number = s.net.place, s._number
-        tried = [DOMAINS.get(name, "plain"), "unit", "above one", "bool", "int"]
-        if s.net.choices.get(key, "") is None:
-            return s.x
-        for variant in [s.net.choices[key]] if key in s.net.choices else tried:
-            s._number = number
+        choices, key = s.net.choices, s.net.place
+        for variant in tried if key not in choices else ():
+            choices[key] = variant
+            if _fits(overload, s, variant):
+                break
+            del choices[key]
             s.net.rewind()
-            try:
-                made = _called(overload, s, variant)
-            except (RuntimeError, NotImplementedError, TypeError, IndexError):
-                continue
-            if key in s.net.choices or all(bool(t.isfinite().all()) for t in parts(made)):
-                s.net.choices[key] = variant
-                return made
         s.net.rewind()
-        s.net.choices[key] = None
-        return s.x
+        variant = choices.setdefault(key, None)
+        return s.x if variant is None else _called(overload, s, variant)
 
     return step
