@@ -196,7 +196,7 @@ def _node_actions(analysis: Analysis, keeps: Keeps) -> list[SetShape | SetAttr]:
     actions: list[SetShape | SetAttr] = []
     for call, facts in analysis.solver.facts.items():
         actions.extend(_call_actions(call, facts, keeps))
-    return actions
+    return [*actions, *_squeezes(analysis, keeps)]
 
 
 def _call_actions(call: Call, facts: Facts, keeps: Keeps) -> list[SetShape | SetAttr]:
@@ -214,6 +214,16 @@ def _call_actions(call: Call, facts: Facts, keeps: Keeps) -> list[SetShape | Set
         if keeps.mask(term) is not None:
             actions.append(SetAttr(call.name, name, value))
     return actions
+
+
+def _squeezes(analysis: Analysis, keeps: Keeps) -> Iterator[SetAttr]:
+    """What squeezes drop, where an axis that they spare is left with one position."""
+    for call in analysis.solver.view.calls:
+        spared = call.attrs.get("spared", ()) if call.op == "layout" else ()
+        axes = analysis.solver.of(call, 0) if spared else ()
+        if any(keeps.mask(axes[d]) is not None and keeps.count(axes[d]) == 1 for d in spared):
+            gone = [d for d in range(len(axes)) if d not in call.attrs["source"]]
+            yield SetAttr(call.name, "squeezed", gone)
 
 
 def _is_bound(call: Call, name: str, keeps: Keeps) -> bool:

@@ -87,7 +87,12 @@ def onnx_errors(
 
 
 def _comparable(analysis: Analysis, call: Call, keeps: Keeps) -> bool:
-    """Whether the operator spells out no size, and no position of an axis, that changes."""
+    """Whether the operator spells out no size, and no position of an axis, that changes.
+
+    Nor may it drop an axis for what is left of it.
+    """
+    if any(keeps.count(analysis.solver.of(call, 0)[d]) == 1 for d in call.attrs.get("spared", ())):
+        return False
     facts = analysis.solver.facts.get(call)
     if facts is None:
         return True

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
 
+from sparsecc.api import prune
 from sparsecc.errors import InvalidOption, SparseccError, UnsupportedModel
 from sparsecc.fx.capture import capture
 from sparsecc.fx.program_module import ProgramModule, program_module
@@ -717,3 +718,31 @@ def test_a_failing_export_is_told_by_its_error_alone(capfd: pytest.CaptureFixtur
     with pytest.raises(UnsupportedModel, match="Could not guard"):
         capture(Choosing(), (torch.randn(2, 3),))
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    "squeeze",
+    [
+        lambda y: y.squeeze(1),
+        lambda y: y.unsqueeze(3).squeeze(),
+        lambda y: y.unsqueeze(3).squeeze((1, 3)),
+        lambda y: torch.squeeze_copy(y, -2),
+    ],
+)
+def test_squeezes_drop_no_axis_for_what_is_left_of_it(squeeze: Any) -> None:
+    """Of three channels one is left, which the original squeeze would drop."""
+
+    class Squeezed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Conv1d(2, 3, 3, padding=1), nn.Conv1d(3, 2, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.last(squeeze(self.first(x).relu())).mean(2)
+            return out
+
+    torch.manual_seed(0)
+    result = prune(Squeezed().eval(), (torch.randn(2, 2, 6),), sparsity=0.9)
+    assert result.certificate.status == "VERIFIED"
+    assert [int(d.kept.size) for d in result.plan.decisions] == [1]
+    right(result)

@@ -14,7 +14,10 @@ from sparsecc.graph import Call
 
 @rule("layout")
 def layout(s: Solver, c: Call) -> list[Term]:
-    """y whose axes are axes of x in another order, with axes of size 1 added or dropped"""
+    """y whose axes are axes of x in another order, with axes of size 1 added or dropped
+
+    Attribute ``spared``: axes that would be dropped if they had size 1.
+    """
     x = s.of(c, 0)
     return [atom(1) if source is None else x[source] for source in c.attrs["source"]]
 

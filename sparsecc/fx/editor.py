@@ -291,6 +291,9 @@ def _set_attr(node: Node, action: SetAttr) -> None:
         _set_bound(node, bound, name.startswith("start"), value)
     elif name == "sizes":
         _set_split(node, bound, value)
+    elif name == "squeezed":
+        packet = torch.ops.aten.squeeze_copy if "copy" in str(node.target) else torch.ops.aten.squeeze
+        node.target, node.args, node.kwargs = packet.dims, (bound["self"], list(value)), {}
     else:
         raise PlanConflict(f"{node.name}: {node.target} has no {name!r} to set", node=action.node)
 
