@@ -864,3 +864,22 @@ def test_a_shape_that_nobody_knows_before_it_runs_freezes_and_is_no_error() -> N
     result = run(g.build(y), None, [ChannelPruning(sparsity=0.5)])
     assert result.certificate.status == "VERIFIED"
     assert result.plan
+
+
+@pytest.mark.parametrize("opset", [11, 17])
+@pytest.mark.parametrize("extra", [False, True])
+def test_a_squeeze_drops_no_axis_for_what_is_left_of_it(opset: int, extra: bool) -> None:
+    """Without axes it drops all of size 1; of three channels one is left, which is then no such axis."""
+    g = Graph(opset)
+    y = g.node("Conv", [g.input("x", [2, 2, 6]), g.weight("a.weight", 3, 2, 3)], "a", pads=[1, 1])
+    if extra:
+        more, axes = ([], {"axes": [3]}) if opset < 13 else ([g.ints("axis", [3])], {})
+        y = g.node("Unsqueeze", [y, *more], "wide", **axes)
+    z = g.node("Squeeze", [y], "narrow")
+    model = g.build(g.node("Conv", [z, g.weight("b.weight", 2, 3, 1)], "b"))
+    pruned = run(model, None, [ChannelPruning(sparsity=0.9)])
+    assert pruned.certificate.status == "VERIFIED"
+    assert [d.kept.size for d in pruned.plan.decisions] == [1]
+    assert isinstance(pruned.applied, AppliedOnnx)
+    assert pruned.applied.file is not None
+    pruned.applied.file.check(full=True)

@@ -332,6 +332,16 @@ def _split_sizes(editor: _Editor, node: NodeProto, sizes: list[int]) -> None:
     node.input[1] = editor.speller.constant(f"{node.output[0]}_split", sizes)
 
 
+def _squeezed(editor: _Editor, node: NodeProto, axes: list[int]) -> None:
+    if not axes:
+        node.op_type = "Identity"
+    elif editor.model.opset < 13:
+        node.attribute.append(onnx.helper.make_attribute("axes", axes))
+    else:
+        del node.input[1:]
+        node.input.append(editor.speller.constant(f"{node.output[0]}_axes", axes))
+
+
 _GROUPED = (
     "Conv", "ConvTranspose", "QLinearConv", "ConvInteger", "FusedConv", "DeformConv",
 )  # fmt: skip
@@ -345,6 +355,7 @@ _ATTRIBUTES: dict[tuple[str, str], Any] = {
     ("LayerNormalization", "normalized_shape"): _nothing,
     ("RMSNormalization", "normalized_shape"): _nothing,
     ("Split", "sizes"): _split_sizes,
+    ("Squeeze", "squeezed"): _squeezed,
     ("SimplifiedLayerNormalization", "normalized_shape"): _nothing,
     **{(name, "hidden_size"): _attribute("hidden_size", add=True) for name in ("LSTM", "GRU", "RNN")},
     ("Attention", "q_num_heads"): _query_heads,

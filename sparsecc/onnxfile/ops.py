@@ -135,7 +135,8 @@ def _squeeze(s: Site) -> Spec:
     shape = s.shape(0)
     axes = s.ints("axes", 1)
     dropped = {a % len(shape) for a in axes} if axes else {d for d, n in enumerate(shape) if n == 1}
-    return Spec("layout", [0], {"source": [d for d in range(len(shape)) if d not in dropped]})
+    source = [d for d in range(len(shape)) if d not in dropped]
+    return Spec("layout", [0], {"source": source, "spared": [] if axes else source})
 
 
 def _unsqueeze(s: Site) -> Spec:
