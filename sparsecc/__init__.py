@@ -11,7 +11,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from sparsecc.api import Compiled, Pruned, analyze, compile, fold, load, prune, slim, targets, verify
+    from sparsecc.api import (
+        Compiled,
+        Pruned,
+        analyze,
+        compile,
+        fold,
+        load,
+        prune,
+        sensitivity,
+        slim,
+        targets,
+        verify,
+    )
     from sparsecc.axes.analysis import Analysis
     from sparsecc.calibration.data import CalibrationData
     from sparsecc.errors import (
@@ -25,6 +37,7 @@ if TYPE_CHECKING:
         VerificationFailed,
     )
     from sparsecc.plan import Plan
+    from sparsecc.probing.table import Sensitivity
     from sparsecc.quantization import Quantised, QuantisedProgram, quantize, quantize_program
     from sparsecc.report import Report
     from sparsecc.verification.certificate import Certificate
@@ -40,6 +53,7 @@ _HOMES = {
         "fold",
         "load",
         "prune",
+        "sensitivity",
         "slim",
         "targets",
         "verify",
@@ -57,6 +71,7 @@ _HOMES = {
         "VerificationFailed",
     ),
     "sparsecc.plan": ("Plan",),
+    "sparsecc.probing.table": ("Sensitivity",),
     "sparsecc.quantization": ("Quantised", "QuantisedProgram", "quantize", "quantize_program"),
     "sparsecc.report": ("Report",),
     "sparsecc.verification.certificate": ("Certificate",),
@@ -76,6 +91,7 @@ __all__ = [
     "Quantised",
     "QuantisedProgram",
     "Report",
+    "Sensitivity",
     "SparseccError",
     "TargetRefused",
     "TargetUnavailable",
@@ -88,6 +104,7 @@ __all__ = [
     "prune",
     "quantize",
     "quantize_program",
+    "sensitivity",
     "slim",
     "targets",
     "verify",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -14,10 +14,16 @@ from sparsecc.errors import InvalidOption
 from sparsecc.graph import View
 from sparsecc.saliency import Saliency
 from sparsecc.saliency.magnitude import Scores
-from sparsecc.transform import keep_count
+from sparsecc.transform import check_share, keep_count
 
 Allocation = Literal["uniform", "global", "isomorphic"]
 ALLOCATIONS: tuple[Allocation, ...] = ("uniform", "global", "isomorphic")
+
+#: allocations that measure by how much a loss rises -> the loss that they measure
+MEASURED = {"sensitivity": "error", "sensitivity:kl": "kl", "sensitivity:loss": "loss"}
+
+#: the share to remove of every group, by name
+Shares = tuple[tuple[str, float], ...]
 
 
 def allocate(
@@ -46,6 +52,47 @@ def allocate(
     for some in _compared(groups, saliency, allocation):
         counts |= _counts(some, scores, sparsity, multiple_of, min_keep)
     return {g.name: top(scores[g.name], counts[g.name]) for g in groups}
+
+
+def check_allocation(allocation: object) -> str | Shares:
+    """An allocation's name as it is, and shares by group as pairs; InvalidOption for anything else."""
+    if isinstance(allocation, str):
+        names = (*ALLOCATIONS, *MEASURED)
+        if allocation not in names:
+            raise InvalidOption(f"allocation={allocation!r} is not known; there are {', '.join(names)}")
+        return allocation
+    try:
+        pairs = allocation.items() if isinstance(allocation, Mapping) else allocation
+        shares: dict[Any, Any] = dict(pairs)  # type: ignore[call-overload]
+    except (TypeError, ValueError):
+        raise InvalidOption(
+            f"allocation={allocation!r:.200}: give a name, or the share to remove of every group by its name "
+            "(Sensitivity.shares(sparsity) does)"
+        ) from None
+    for name, share in shares.items():
+        if not isinstance(name, str):
+            raise InvalidOption(f"allocation: {name!r} is no name of a group")
+        check_share(f"allocation[{name!r}]", share)
+    return tuple(shares.items())
+
+
+def by_shares(
+    groups: Sequence[Group],
+    saliency: Saliency,
+    shares: Mapping[str, float],
+    *,
+    multiple_of: int = 1,
+    min_keep: int = 1,
+) -> dict[str, Keep]:
+    """Kept positions of the groups that ``shares`` names: the most salient ones."""
+    return {
+        g.name: top(
+            saliency.of(g),
+            keep_count(g.size, shares[g.name], multiple_of=multiple_of, min_keep=max(min_keep, g.least)),
+        )
+        for g in groups
+        if shares.get(g.name)
+    }
 
 
 def _compared(

@@ -29,15 +29,31 @@ from sparsecc.passes import (
 from sparsecc.patterns.lacking import lacking_note
 from sparsecc.pipeline import Progress, Pruned, Ranking, open_subject, run, settle, silent
 from sparsecc.plan import Plan
+from sparsecc.probing import SHARES, Probe, Sensitivity, measured
 from sparsecc.recipe import Recipe, steps
+from sparsecc.recovery.needs import needed
 from sparsecc.saliency import Criterion, Saliency, criterion
+from sparsecc.selection import KINDS, select
 from sparsecc.subject import Arguments, Subject
 from sparsecc.target import Executor, TargetTable, require_accepted, resolve
 from sparsecc.target import targets as _targets
 from sparsecc.transform import Pass, check_share
 from sparsecc.verification import Certificate, certify
 
-__all__ = ["Compiled", "Pruned", "analyze", "compile", "fold", "load", "prune", "slim", "targets", "verify"]
+__all__ = [
+    "Compiled",
+    "Pruned",
+    "Sensitivity",
+    "analyze",
+    "compile",
+    "fold",
+    "load",
+    "prune",
+    "sensitivity",
+    "slim",
+    "targets",
+    "verify",
+]
 
 
 @within_memory()
@@ -50,7 +66,7 @@ def prune(
     saliency: str = "l2",
     reduction: str = "sum",
     normaliser: str = "none",
-    allocation: str = "uniform",
+    allocation: str | Mapping[str, float] = "uniform",
     include: Iterable[Any] = (),
     exclude: Iterable[Any] = (),
     multiple_of: int = 1,
@@ -200,6 +216,58 @@ def analyze(model: Any, example_inputs: Any = None, *, dynamic_shapes: Any = Non
     ['0.weight[0]: 16 channel positions in 0.weight[0], 0.bias[0], 2.weight[1]']
     """
     return open_subject(model, example_inputs, dynamic_shapes=dynamic_shapes).analysis
+
+
+@within_memory()
+def sensitivity(
+    model: Any,
+    example_inputs: Any = None,
+    *,
+    calibration: Any,
+    loss: str | Callable[[Any, Any], Any] = "error",
+    shares: Sequence[float] = SHARES,
+    batches: int = 8,
+    kinds: Sequence[str] = ("channel",),
+    residual: bool = True,
+    saliency: str = "l2",
+    reduction: str = "sum",
+    normaliser: str = "none",
+    include: Iterable[Any] = (),
+    exclude: Iterable[Any] = (),
+    seed: int = 0,
+    dynamic_shapes: Any = None,
+    progress: Progress = silent,
+) -> Sensitivity:
+    """By how much a loss rises when one group alone loses ``shares`` of its positions, for every group.
+
+    ``loss``: ``error`` (squared error of the outputs over their squares), ``kl`` (divergence of the
+    distributions that the first output is logits of), ``loss`` (that of the calibration data), or a function
+    of (outputs, batch); on the first ``batches`` of ``calibration``, from which ``saliency`` is known too.
+    ``kinds`` of groups: ``channel``, ``head``, ``head_dim``, ``expert``.  The other options are those of
+    ``prune`` and of ``ChannelPruning``.  The positions that matter least are masked in the original model;
+    nothing is edited.  What comes back can be printed, saved, and turned into an allocation.
+
+    Raises InvalidOption, InvalidModel and UnsupportedModel; PlanConflict where masks have no meaning.
+
+    >>> import torch
+    >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
+    >>> found = sensitivity(net, (torch.randn(2, 8),), calibration=[(torch.randn(32, 8),)])
+    >>> [line.removed for line in found.lines], found.shares(0.25)
+    ([(2, 4, 6, 8)], {'0.weight[0]': 0.25})
+    """
+    names = partial(_patterns, model)
+    if isinstance(kinds, str) or not set(kinds) <= set(KINDS):
+        raise InvalidOption(f"kinds={kinds!r}: give a tuple of {', '.join(KINDS)}")
+    probe = Probe(loss, tuple(shares), batches)
+    chosen = criterion(saliency, seed=seed)
+    progress("capture")
+    subject = open_subject(model, example_inputs, dynamic_shapes=dynamic_shapes)
+    progress("analyse")
+    options = {"reduction": reduction, "normaliser": normaliser}
+    ranking = _ranked(subject, criterion=chosen, calibration=calibration, progress=progress, **options)
+    found = select(subject.analysis, kinds, include=names(include), exclude=names(exclude), residual=residual)
+    groups, _ = ranking.rankable(found.groups)
+    return measured(needed(ranking, "sensitivity"), subject.analysis, ranking, groups, probe)
 
 
 @within_memory()

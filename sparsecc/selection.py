@@ -6,11 +6,14 @@ import difflib
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
-from sparsecc.allocation import ALLOCATIONS, Allocation
+from sparsecc.allocation import check_allocation
 from sparsecc.axes.analysis import Analysis, Group, GroupKind, matches
 from sparsecc.errors import InvalidOption
 from sparsecc.plan import Skip
 from sparsecc.transform import check_count, check_share
+
+#: kinds of groups
+KINDS: tuple[GroupKind, ...] = ("channel", "head", "head_dim", "expert")
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,7 @@ def check_options(
     sparsity: float,
     multiple_of: int,
     min_keep: int,
-    allocation: Allocation = "uniform",
+    allocation: object = "uniform",
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
 ) -> None:
@@ -33,8 +36,7 @@ def check_options(
     check_share("sparsity", sparsity)
     check_count("multiple_of", multiple_of)
     check_count("min_keep", min_keep)
-    if allocation not in ALLOCATIONS:
-        raise InvalidOption(f"allocation={allocation!r} is not known; there are {', '.join(ALLOCATIONS)}")
+    check_allocation(allocation)
     check_names(include, exclude)
 
 
