@@ -226,7 +226,9 @@ def sensitivity(
     calibration: Any,
     loss: str | Callable[[Any, Any], Any] = "error",
     shares: Sequence[float] = SHARES,
+    trials: Any = None,
     batches: int = 8,
+    updates: bool = False,
     kinds: Sequence[str] = ("channel",),
     residual: bool = True,
     saliency: str = "l2",
@@ -241,8 +243,9 @@ def sensitivity(
     """By how much a loss rises when one group alone loses ``shares`` of its positions, for every group.
 
     ``loss``: ``error`` (squared error of the outputs over their squares), ``kl`` (divergence of the
-    distributions that the first output is logits of), ``loss`` (that of the calibration data), or a function
-    of (outputs, batch); on the first ``batches`` of ``calibration``, from which ``saliency`` is known too.
+    distributions that the first output is logits of), ``loss`` (that of the data), or a function of (outputs,
+    batch); on the first ``batches`` of ``trials``, or else of ``calibration``, from which ``saliency`` is
+    known.  ``updates``: layers that read what is left are updated by least squares first.
     ``kinds`` of groups: ``channel``, ``head``, ``head_dim``, ``expert``.  The other options are those of
     ``prune`` and of ``ChannelPruning``.  The positions that matter least are masked in the original model;
     nothing is edited.  What comes back can be printed, saved, and turned into an allocation.
@@ -253,12 +256,13 @@ def sensitivity(
     >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
     >>> found = sensitivity(net, (torch.randn(2, 8),), calibration=[(torch.randn(32, 8),)])
     >>> [line.removed for line in found.lines], found.shares(0.25)
-    ([(2, 4, 6, 8)], {'0.weight[0]': 0.25})
+    ([(2, 4, 8, 12)], {'0.weight[0]': 0.25})
     """
     names = partial(_patterns, model)
     if isinstance(kinds, str) or not set(kinds) <= set(KINDS):
         raise InvalidOption(f"kinds={kinds!r}: give a tuple of {', '.join(KINDS)}")
-    probe = Probe(loss, tuple(shares), batches)
+    data = None if trials is None else CalibrationData.of(trials)
+    probe = Probe(loss, tuple(shares), batches, data, updates)
     chosen = criterion(saliency, seed=seed)
     progress("capture")
     subject = open_subject(model, example_inputs, dynamic_shapes=dynamic_shapes)

@@ -170,7 +170,12 @@ def _listing(artifact: Any) -> list[dict[str, str]]:
     "--recipe", metavar="TEXT", help="Passes, such as 'ChannelPruning(sparsity=0.3); HeadPruning()'."
 )
 @ranking_options
-@click.option("--allocation", default="uniform", show_default=True, help="uniform, global or isomorphic.")
+@click.option(
+    "--allocation",
+    default="uniform",
+    show_default=True,
+    help="uniform, global, isomorphic; with data sensitivity, sensitivity:kl, sensitivity:loss.",
+)
 @click.option(
     "--include", multiple=True, metavar="PATTERN", help="Touch only parameters so named (layer1.*)."
 )

@@ -6,7 +6,7 @@ whole coupled groups, under masked semantics.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -15,7 +15,8 @@ import torch
 
 from sparsecc.allocation import top
 from sparsecc.axes.analysis import Analysis, Group
-from sparsecc.calibration import Statistics
+from sparsecc.axes.terms import Kept
+from sparsecc.calibration import CalibrationData, Statistics
 from sparsecc.calibration.statistics import blaming
 from sparsecc.errors import InvalidOption, PlanConflict
 from sparsecc.lowering import lower
@@ -23,12 +24,13 @@ from sparsecc.plan import Plan
 from sparsecc.probing.losses import Divergence, kl, relative_error
 from sparsecc.probing.side_by_side import Candidate, outputs_beside
 from sparsecc.probing.table import Line, Sensitivity
+from sparsecc.recovery.least_squares import from_moments
 from sparsecc.report import sizes
 from sparsecc.saliency import Saliency
 from sparsecc.transform import check_count, keep_count
 
 #: shares of a group that are tried
-SHARES = (0.125, 0.25, 0.375, 0.5)
+SHARES = (0.125, 0.25, 0.5, 0.75)
 #: what can be measured by name; ``loss`` is that of the calibration data
 LOSSES: dict[str, Divergence | None] = {"error": relative_error, "kl": kl, "loss": None}
 #: candidates that run side by side, each of which holds its activations and outputs
@@ -37,7 +39,10 @@ _ABREAST = 8
 
 @dataclass(frozen=True)
 class Probe:
-    """What is measured: ``loss``, for ``shares`` of every group, on the first ``batches`` of the data.
+    """What is measured: ``loss``, for ``shares`` of every group, on the first ``batches`` of ``data``.
+
+    Without ``data`` those are taken that saliency is known from.  ``updates``: layers that lose inputs are
+    updated by least squares first, on what they read in the original model.
 
     ``error``: squared error of the outputs over their squares.  ``kl``: divergence of the first output's
     distributions, given as logits.  ``loss``: the rise of the data's own loss.  A function of (outputs,
@@ -47,6 +52,8 @@ class Probe:
     loss: str | Callable[[Any, Any], Any] = "error"
     shares: tuple[float, ...] = SHARES
     batches: int = 8
+    data: CalibrationData | None = None
+    updates: bool = False
 
     def __post_init__(self) -> None:
         if not callable(self.loss) and self.loss not in LOSSES:
@@ -69,11 +76,14 @@ class Probe:
 
 @dataclass
 class _Trial:
-    """One group without some of its positions; ``rise`` is summed over batches."""
+    """One group without ``count`` of its positions; ``rise`` is summed over batches.
+
+    ``first``: the place of the first call that differs.
+    """
 
     group: Group
     count: int
-    candidate: Candidate
+    choice: Mapping[str, Kept]
     first: int
     rise: float = 0.0
 
@@ -96,7 +106,8 @@ def measured(
     as masks, from the original model.  Raises InvalidOption where the model fails on the data or a loss is
     not finite.
     """
-    if probe.loss == "loss" and statistics.data.loss is None:
+    given_data = statistics.data if probe.data is None else probe.data
+    if probe.loss == "loss" and given_data.loss is None:
         raise InvalidOption(
             "the rise of the data's own loss is asked for, and they have none: give CalibrationData(batches, "
             "loss=...), with loss(outputs, batch) a scalar, or measure error or kl"
@@ -105,25 +116,17 @@ def measured(
     base = lower(analysis, given.kept, extra=given.actions) if given.kept or given.actions else None
     rows = [_row(analysis, saliency, group, probe) for group in groups]
     trials = sorted((t for row in rows for t in row.trials), key=lambda t: t.first)
-    data = replace(statistics.data, limit=_limit(statistics, probe), resume=None)
+    limit = probe.batches if given_data.limit is None else min(given_data.limit, probe.batches)
+    data = replace(given_data, limit=limit, resume=None)
     source = Statistics(statistics.subject, data, statistics.advance)
     done = 0
     for start in range(0, len(trials), _ABREAST):
         wave = trials[start : start + _ABREAST]
-        done = _run(
-            source,
-            base,
-            wave,
-            probe,
-            f"sensitivity, trials {start + 1} to {start + len(wave)} of {len(trials)}",
-        )
+        candidates = [_candidate(statistics, analysis, trial, probe) for trial in wave]
+        what = f"sensitivity, trials {start + 1} to {start + len(wave)} of {len(trials)}"
+        done = _run(source, base, wave, candidates, probe, what)
     lines = tuple(_line(analysis, row, max(done, 1)) for row in rows)
     return Sensitivity(probe.name, type(saliency.criterion).__name__, done, lines)
-
-
-def _limit(statistics: Statistics, probe: Probe) -> int:
-    limit = statistics.data.limit
-    return probe.batches if limit is None else min(limit, probe.batches)
 
 
 def _row(analysis: Analysis, saliency: Saliency, group: Group, probe: Probe) -> _Row:
@@ -141,20 +144,34 @@ def _row(analysis: Analysis, saliency: Saliency, group: Group, probe: Probe) -> 
         except PlanConflict as error:
             row.why = str(error)
             continue
-        candidate = Candidate(plan, analysis.keeps(choice))
-        first = min((place[c] for c in candidate.masked if c in place), default=len(place))
-        row.trials.append(_Trial(group, removed, candidate, first))
+        masked = Candidate(plan, analysis.keeps(choice)).masked
+        first = min((place[call] for call in masked if call in place), default=len(place))
+        row.trials.append(_Trial(group, removed, choice, first))
     return row
 
 
-def _run(source: Statistics, base: Plan | None, wave: Sequence[_Trial], probe: Probe, what: str) -> int:
+def _candidate(statistics: Statistics, analysis: Analysis, trial: _Trial, probe: Probe) -> Candidate:
+    actions = analysis.given.actions
+    if probe.updates:
+        after = analysis.after(replace(analysis.given, kept=trial.choice))
+        weights = {member.weight for member in trial.group.members}
+        actions = (*actions, *from_moments(after, statistics, weights))
+    return Candidate(lower(analysis, trial.choice, extra=actions), analysis.keeps(trial.choice))
+
+
+def _run(
+    source: Statistics,
+    base: Plan | None,
+    wave: Sequence[_Trial],
+    candidates: Sequence[Candidate],
+    probe: Probe,
+    what: str,
+) -> int:
     """Add what every trial's loss rises by, on every batch; how many there were."""
     done = 0
     for batch in source.batches(what):
         with torch.no_grad(), blaming():
-            before, after = outputs_beside(
-                source.subject, source.inputs(batch), base, [t.candidate for t in wave]
-            )
+            before, after = outputs_beside(source.subject, source.inputs(batch), base, candidates)
             for trial, rise in zip(wave, _rises(source, probe, before, after, batch), strict=True):
                 if not np.isfinite(rise):
                     raise InvalidOption(
@@ -184,7 +201,7 @@ def _line(analysis: Analysis, row: _Row, batches: int) -> Line:
     each = 0
     if row.trials:
         largest = row.trials[-1]
-        keeps = analysis.keeps({group.name: _mask(largest, group)})
+        keeps = analysis.keeps({group.name: largest.choice[group.name]})
         gone = sizes(analysis)["parameters"] - sizes(analysis, keeps)["parameters"]
         each = round(gone / largest.count)
     return Line(
@@ -197,8 +214,3 @@ def _line(analysis: Analysis, row: _Row, batches: int) -> Line:
         tuple(t.rise / batches for t in row.trials),
         row.why if not row.trials else "",
     )
-
-
-def _mask(trial: _Trial, group: Group) -> Any:
-    mask = trial.candidate.keeps.mask(group.term)
-    return np.ones(group.size, bool) if mask is None else mask

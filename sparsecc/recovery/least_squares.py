@@ -11,7 +11,7 @@ that this one has not seen).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -170,15 +170,51 @@ def _updated(
     if damping == math.inf and bias is None:
         return "no update of it does better on batches that are left out"
     found = kept if damping == math.inf else solve(matrix, total, columns, damping, bias is not None)
+    return _values(recovery, reading, found, columns, total)
+
+
+def _values(
+    recovery: Recovery, reading: Reading, found: torch.Tensor, columns: torch.Tensor, total: Sums
+) -> dict[str, torch.Tensor]:
+    """A layer's weight with ``found`` at the kept columns, and its bias where that may take up means."""
+    weight = recovery.current(reading.weight)
+    matrix = reading.matrix(weight)
     new = matrix.clone()
     new[:, :, columns] = found
     values = {reading.weight: reading.stored(new, weight.shape).contiguous()}
+    bias = _bias(recovery, reading)
     if bias is not None:
         x, z = total.means
         before = recovery.current(bias)
         moved = (matrix @ x[:, :, None] - found @ z[:, :, None]).reshape(before.shape)
         values[bias] = before + moved
     return values
+
+
+#: d where moments are all that is known
+_UNSEEN = 0.01
+
+
+def from_moments(analysis: Analysis, statistics: Statistics, weights: Collection[str]) -> list[Action]:
+    """Updates of those of ``weights`` that lost inputs, towards their own outputs, from moments alone.
+
+    These are of what layers read in the original model; every row counts alike, and nothing is run again.
+    """
+    recovery, values = Recovery(statistics, analysis), {}
+    for name in sorted(_targets(recovery, (), (), False, Reconstructed()).intersection(weights)):
+        reading = statistics.readings.of[name][0]
+        weight = recovery.current(name)
+        matrix, columns = reading.matrix(weight), _columns(recovery, reading, weight.shape)
+        centred = _bias(recovery, reading) is not None
+        moments = statistics.moments(name, "hessian", *(("mean",) if centred else ()))
+        assert moments is not None
+        second = moments.sums["hessian"].to(weight.dtype)
+        x = moments.sums["mean"].to(weight.dtype) if centred else second.new_zeros(second.shape[:2])
+        cross = second[:, :, columns]
+        total = Sums(cross, cross[:, columns], x, x[:, columns], float(moments.count))
+        found = solve(matrix, total, columns, _UNSEEN, centred)
+        values |= _values(recovery, reading, found, columns, total)
+    return list(written(values, analysis))
 
 
 def _columns(recovery: Recovery, reading: Reading, shape: torch.Size) -> torch.Tensor:
