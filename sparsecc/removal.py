@@ -12,7 +12,7 @@ from sparsecc.axes.analysis import Analysis, Group
 from sparsecc.axes.terms import Keep
 from sparsecc.errors import InvalidOption
 from sparsecc.plan import Skip
-from sparsecc.probing.measure import Probe, measured
+from sparsecc.probing.measure import Probe, measured, tried
 from sparsecc.recovery.needs import needed
 from sparsecc.saliency import Saliency
 from sparsecc.selection import Selected, check_options
@@ -25,11 +25,11 @@ class RemovalPass(Pass):
 
     ``allocation``: ``uniform``, ``global`` or ``isomorphic``; ``sensitivity``, ``sensitivity:kl`` or
     ``sensitivity:loss``, which measure on calibration data by how much the outputs, the distributions that
-    they are logits of, or the data's loss change when a group alone loses an eighth to a half, and remove
-    ``sparsity`` of the groups' parameters where the sum of that is least; or the share to remove of every
-    group by its name, as ``Sensitivity.shares`` gives them, in the place of ``sparsity``.  ``multiple_of``:
-    widths are rounded up to it.  ``min_keep``: positions that every group keeps.  ``include`` and
-    ``exclude``: name patterns of weights or modules.
+    they are logits of, or the data's loss change when a group alone loses up to twice ``sparsity``, and
+    remove ``sparsity`` of the groups' parameters where the sum of that is least; or the share to remove of
+    every group by its name, as ``Sensitivity.shares`` gives them, in the place of ``sparsity``.
+    ``multiple_of``: widths are rounded up to it.  ``min_keep``: positions that every group keeps.
+    ``include`` and ``exclude``: name patterns of weights or modules.
     """
 
     sparsity: float = 0.5
@@ -73,7 +73,7 @@ class RemovalPass(Pass):
         groups = [g for g in groups if g.name not in analysis.given.kept]
         if not groups or self.sparsity == 0:
             return {}, []
-        probe = Probe(MEASURED[str(self.allocation)])
+        probe = Probe(MEASURED[str(self.allocation)], tried(self.sparsity))
         found = measured(statistics, analysis, ranking, groups, probe)
         shares = found.shares(self.sparsity, multiple_of=self.multiple_of, min_keep=self.min_keep)
         kept = by_shares(groups, ranking, shares, multiple_of=self.multiple_of, min_keep=self.min_keep)

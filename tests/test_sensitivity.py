@@ -14,16 +14,19 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import sparsecc
+from sparsecc.axes.terms import Reason
+from sparsecc.calibration import CalibrationData, Statistics
 from sparsecc.errors import InvalidModel, InvalidOption
 from sparsecc.fx.capture import capture
 from sparsecc.fx.to_onnx import to_onnx
 from sparsecc.lowering import lower
 from sparsecc.passes import PASSES, ChannelPruning, Reconstruction
-from sparsecc.pipeline import open_subject
+from sparsecc.pipeline import decide, open_subject
 from sparsecc.probing import Line, Sensitivity
 from sparsecc.probing.budget import Option, cheapest
 from sparsecc.probing.side_by_side import Candidate, outputs_beside
 from sparsecc.recipe import parse, text
+from sparsecc.saliency import Saliency
 from sparsecc.subject import Step
 
 
@@ -345,6 +348,27 @@ def test_rises_are_over_what_earlier_passes_leave() -> None:
     assert sizes["gates.1.weight[0]"] == 12
 
 
+def test_a_plan_that_is_made_anew_does_not_measure_again() -> None:
+    """Groups that turn out to have no graph are frozen, and the others planned again."""
+    net, example, batches = gated()
+    subject = open_subject(net, example)
+    told: list[str] = []
+    statistics = Statistics(
+        subject, CalibrationData(batches), lambda done, count, what: told.append(f"{what}: {done} of {count}")
+    )
+    ranking = Saliency(subject.analysis, statistics=statistics)
+    step = ChannelPruning(sparsity=0.25, allocation="sensitivity")
+    first = decide(subject.analysis, [step], ranking)
+    assert told
+    told.clear()
+    again = decide(subject.analysis, [step], ranking)
+    assert again.fingerprint() == first.fingerprint()
+    frozen = [g for g in subject.analysis.groups if g.residual]
+    subject.analysis.freeze(frozen, Reason("no such graph", "for the test"))
+    assert decide(subject.analysis, [step], ranking).decisions
+    assert not told
+
+
 def test_shares_by_group_are_part_of_a_recipe() -> None:
     net, example, _ = gated()
     step = ChannelPruning(allocation={"gates.0.weight[0]": 0.25, "gates.1.weight[0]": 0.5})
@@ -371,7 +395,7 @@ def test_errors() -> None:
     with pytest.raises(InvalidOption, match="needs calibration data"):
         sparsecc.prune(net, example, sparsity=0.5, allocation="sensitivity")
     with pytest.raises(InvalidOption, match="ends at"):
-        sparsecc.prune(net, example, sparsity=0.9, allocation="sensitivity", calibration=batches)
+        sparsecc.sensitivity(net, example, calibration=batches).shares(0.9)
     for options in (
         {"loss": "mse"},
         {"shares": (0.5, 1.0)},

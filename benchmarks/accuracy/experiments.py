@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from benchmarks.accuracy.sensitivity import shares
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -28,6 +30,7 @@ class Experiment:
 
 _HEAD = "exclude=('*lm_head*',)"
 _FFN = "ChannelPruning(sparsity=0.25, include=('*gate_proj*',), residual=False)"
+_FFN_BY_SENSITIVITY = f"ChannelPruning(allocation={shares(0.25)!r}, include=('*gate_proj*',), residual=False)"
 _CHANNELS = "ChannelPruning(sparsity={}, residual=False)"
 _INNER = _CHANNELS.format(0.25)
 #: the fixed Fourier basis of the voice detector
@@ -201,6 +204,10 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     Experiment(
         "smollm2", "the same, Wanda, found damping, 128 steps of training on the dense logits",
         f"{_FFN}; Reconstruction(towards='own')", "wanda", 32, steps=128,
+    ),
+    Experiment(
+        "smollm2", "25 % of all FFN neurons by measured sensitivity, OBS, found damping, 128 chunks",
+        f"{_FFN_BY_SENSITIVITY}; Reconstruction(towards='own')", "obs", 128,
     ),
     Experiment("smollm2", "2 of 60 blocks", "DepthPruning(sparsity=0.034, rank='influence')", batches=8),
 )  # fmt: skip

@@ -97,7 +97,11 @@ Calibration data are never in what is scored: training images for ResNet-20 and 
 parts of articles that are scored for MiniLM, other articles for SmolLM2, other rendered lines for the
 recogniser, other speakers for the voice detector. EfficientNet-Lite0 is calibrated on crops of five other
 images (a portrait, grass, gravel, stars, tissue), for want of more photographs: less like what it is scored
-on than a user's data would be."""
+on than a user's data would be.
+
+Shares by measured sensitivity follow from a table of what the divergence from the dense model is where one
+FFN alone loses neurons (`python -m benchmarks.accuracy.sensitivity`, accuracy-sensitivity.json), measured on
+calibration text like everything else that decides."""
 
 
 _TRAINED = """

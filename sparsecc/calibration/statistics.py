@@ -52,6 +52,8 @@ class Statistics:
         self._moments: dict[str, Moments] = {}
         self._have: set[str] = set()
         self._gradients: dict[str, dict[str, torch.Tensor]] = {}
+        #: what trials on the data found, for those who ask again (a plan that is made anew)
+        self.trials: dict[Any, float] = {}
 
     @cached_property
     def readings(self) -> Readings:

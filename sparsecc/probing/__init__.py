@@ -1,6 +1,6 @@
 """How much worse a model gets when a group alone loses positions, and what to remove from that."""
 
-from sparsecc.probing.measure import LOSSES, SHARES, Probe, measured
+from sparsecc.probing.measure import LOSSES, SHARES, Probe, measured, tried
 from sparsecc.probing.table import Line, Sensitivity
 
-__all__ = ["LOSSES", "SHARES", "Line", "Probe", "Sensitivity", "measured"]
+__all__ = ["LOSSES", "SHARES", "Line", "Probe", "Sensitivity", "measured", "tried"]

@@ -6,7 +6,7 @@ whole coupled groups, under masked semantics.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -30,11 +30,20 @@ from sparsecc.saliency import Saliency
 from sparsecc.transform import check_count, keep_count
 
 #: shares of a group that are tried
-SHARES = (0.125, 0.25, 0.5, 0.75)
+SHARES = (0.125, 0.25, 0.375, 0.5)
 #: what can be measured by name; ``loss`` is that of the calibration data
 LOSSES: dict[str, Divergence | None] = {"error": relative_error, "kl": kl, "loss": None}
 #: candidates that run side by side, each of which holds its activations and outputs
 _ABREAST = 8
+
+
+def tried(sparsity: float) -> tuple[float, ...]:
+    """Shares to try where ``sparsity`` of all is to go: up to twice that, or half of what it leaves besides.
+
+    What several groups lose does more than the sum of what each loses alone, the more so the more they lose.
+    """
+    most = min(2 * sparsity, (1 + sparsity) / 2)
+    return tuple(most * part / 4 for part in (1, 2, 3, 4))
 
 
 @dataclass(frozen=True)
@@ -76,16 +85,16 @@ class Probe:
 
 @dataclass
 class _Trial:
-    """One group without ``count`` of its positions; ``rise`` is summed over batches.
+    """One group without ``count`` of its positions; ``first``: the place of the first call that differs.
 
-    ``first``: the place of the first call that differs.
+    ``key``: equal for trials that find the same on the same data.
     """
 
     group: Group
     count: int
     choice: Mapping[str, Kept]
     first: int
-    rise: float = 0.0
+    key: Any
 
 
 @dataclass
@@ -114,22 +123,28 @@ def measured(
         )
     given = analysis.given
     base = lower(analysis, given.kept, extra=given.actions) if given.kept or given.actions else None
-    rows = [_row(analysis, saliency, group, probe) for group in groups]
-    trials = sorted((t for row in rows for t in row.trials), key=lambda t: t.first)
+    key = (probe.loss, probe.data, probe.batches, probe.updates, base.fingerprint() if base else "")
+    rows = [_row(analysis, saliency, group, probe, key) for group in groups]
+    trials = [t for row in rows for t in row.trials if t.key not in statistics.trials]
+    trials.sort(key=lambda t: t.first)
     limit = probe.batches if given_data.limit is None else min(given_data.limit, probe.batches)
     data = replace(given_data, limit=limit, resume=None)
     source = Statistics(statistics.subject, data, statistics.advance)
-    done = 0
     for start in range(0, len(trials), _ABREAST):
         wave = trials[start : start + _ABREAST]
         candidates = [_candidate(statistics, analysis, trial, probe) for trial in wave]
         what = f"sensitivity, trials {start + 1} to {start + len(wave)} of {len(trials)}"
-        done = _run(source, base, wave, candidates, probe, what)
-    lines = tuple(_line(analysis, row, max(done, 1)) for row in rows)
-    return Sensitivity(probe.name, type(saliency.criterion).__name__, done, lines)
+        found = [_rises(source, base, candidates, probe, batch) for batch in source.batches(what)]
+        statistics.trials[key] = len(found)
+        for trial, rises in zip(wave, zip(*found, strict=True), strict=True):
+            statistics.trials[trial.key] = _mean(trial, rises, probe)
+    whole = sizes(analysis)["parameters"]
+    lines = tuple(_line(analysis, row, whole, statistics.trials) for row in rows)
+    batches = int(statistics.trials.get(key, 0))
+    return Sensitivity(probe.name, type(saliency.criterion).__name__, batches, lines)
 
 
-def _row(analysis: Analysis, saliency: Saliency, group: Group, probe: Probe) -> _Row:
+def _row(analysis: Analysis, saliency: Saliency, group: Group, probe: Probe, key: Any) -> _Row:
     row = _Row(group)
     place = {call: i for i, call in enumerate(analysis.view.calls)}
     scores = saliency.of(group)
@@ -141,12 +156,13 @@ def _row(analysis: Analysis, saliency: Saliency, group: Group, probe: Probe) -> 
             continue
         try:
             plan = lower(analysis, choice, extra=analysis.given.actions)
+            masked = Candidate(plan, analysis.keeps(choice)).masked
         except PlanConflict as error:
             row.why = str(error)
             continue
-        masked = Candidate(plan, analysis.keeps(choice)).masked
         first = min((place[call] for call in masked if call in place), default=len(place))
-        row.trials.append(_Trial(group, removed, choice, first))
+        own = (key, group.name, np.asarray(choice[group.name]).tobytes())
+        row.trials.append(_Trial(group, removed, choice, first, own))
     return row
 
 
@@ -159,51 +175,38 @@ def _candidate(statistics: Statistics, analysis: Analysis, trial: _Trial, probe:
     return Candidate(lower(analysis, trial.choice, extra=actions), analysis.keeps(trial.choice))
 
 
-def _run(
-    source: Statistics,
-    base: Plan | None,
-    wave: Sequence[_Trial],
-    candidates: Sequence[Candidate],
-    probe: Probe,
-    what: str,
-) -> int:
-    """Add what every trial's loss rises by, on every batch; how many there were."""
-    done = 0
-    for batch in source.batches(what):
-        with torch.no_grad(), blaming():
-            before, after = outputs_beside(source.subject, source.inputs(batch), base, candidates)
-            for trial, rise in zip(wave, _rises(source, probe, before, after, batch), strict=True):
-                if not np.isfinite(rise):
-                    raise InvalidOption(
-                        f"{trial.group.name}: without {trial.count} positions the loss {probe.name!r} is "
-                        f"{rise} on batch {done}; check that the model's outputs are finite"
-                    )
-                trial.rise += rise
-        done += 1
-    return done
-
-
 def _rises(
-    source: Statistics, probe: Probe, before: list[Any], after: Sequence[list[Any]], batch: Any
-) -> Iterator[float]:
-    divergence = LOSSES[probe.loss] if isinstance(probe.loss, str) else None
-    if divergence is not None:
-        yield from (divergence(outputs, before) for outputs in after)
-        return
-    loss = probe.loss if callable(probe.loss) else source.data.loss_of
-    whole = float(loss(source.subject.structured(before), batch))
-    for outputs in after:
-        yield float(loss(source.subject.structured(outputs), batch)) - whole
+    source: Statistics, base: Plan | None, candidates: Sequence[Candidate], probe: Probe, batch: Any
+) -> list[float]:
+    """What the loss of every candidate rises by on a batch."""
+    with torch.no_grad():
+        with blaming():
+            before, after = outputs_beside(source.subject, source.inputs(batch), base, candidates)
+        divergence = LOSSES[probe.loss] if isinstance(probe.loss, str) else None
+        if divergence is not None:
+            return [divergence(outputs, before) for outputs in after]
+        loss = probe.loss if callable(probe.loss) else source.data.loss_of
+        whole, *others = [float(loss(source.subject.structured(o), batch)) for o in (before, *after)]
+        return [other - whole for other in others]
 
 
-def _line(analysis: Analysis, row: _Row, batches: int) -> Line:
+def _mean(trial: _Trial, rises: Sequence[float], probe: Probe) -> float:
+    for batch, rise in enumerate(rises):
+        if not np.isfinite(rise):
+            raise InvalidOption(
+                f"{trial.group.name}: without {trial.count} positions the loss {probe.name!r} is {rise} on "
+                f"batch {batch}; check that the model's outputs are finite"
+            )
+    return sum(rises) / len(rises)
+
+
+def _line(analysis: Analysis, row: _Row, whole: int, found: Mapping[Any, float]) -> Line:
     group = row.group
     each = 0
     if row.trials:
         largest = row.trials[-1]
         keeps = analysis.keeps({group.name: largest.choice[group.name]})
-        gone = sizes(analysis)["parameters"] - sizes(analysis, keeps)["parameters"]
-        each = round(gone / largest.count)
+        each = round((whole - sizes(analysis, keeps)["parameters"]) / largest.count)
     return Line(
         group.name,
         group.kind,
@@ -211,6 +214,6 @@ def _line(analysis: Analysis, row: _Row, batches: int) -> Line:
         group.least,
         each,
         tuple(t.count for t in row.trials),
-        tuple(t.rise / batches for t in row.trials),
+        tuple(found[t.key] for t in row.trials),
         row.why if not row.trials else "",
     )
