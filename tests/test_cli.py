@@ -175,7 +175,8 @@ def test_python_m_sparsecc() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["inspect", "prune", "slim", "fold", "quantize", "compile", "verify", "run", "targets"]
+    "name",
+    ["inspect", "prune", "slim", "fold", "quantize", "sensitivity", "compile", "verify", "run", "targets"],
 )
 def test_every_command_has_help(sparsecc_: Sparsecc, name: str) -> None:
     done = sparsecc_(name, "--help")
@@ -255,6 +256,30 @@ def test_fold_of_stored_weights_changes_nothing(sparsecc_: Sparsecc, model: Path
     done = sparsecc_("fold", model, "-o", "f.onnx")
     assert done.code == 0, done.err
     assert (tmp_path / "f.onnx").read_bytes() == model.read_bytes()
+
+
+def test_sensitivity(sparsecc_: Sparsecc, model: Path, tmp_path: Path) -> None:
+    """A table, and a model that loses where it says; data are needed, and a table is no other file."""
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((16, 4)).astype(np.float32))
+    data = ("--calibration", "x=x.npy", "--calibration-batch", 4)
+    done = sparsecc_("sensitivity", model, "-o", "t.json", *data, "--share", 0.25, "--share", 0.5, "--json")
+    assert done.code == 0, done.err
+    (line,) = json.loads(done.out)["sensitivity"]["lines"]
+    assert (line["group"], line["removed"]) == ("fc1.weight[1]", [2, 4])
+    assert json.loads((tmp_path / "t.json").read_text()) == json.loads(done.out)["sensitivity"]
+    shown = sparsecc_("sensitivity", model, "-o", "t.json", *data, "--loss", "kl", "--updates")
+    assert "fc1.weight[1]" in shown.out
+    pruned = sparsecc_("prune", model, "-o", "p.onnx", "--sparsity", 0.25, "--allocation", "t.json")
+    assert pruned.code == 0, pruned.err
+    assert widths(tmp_path / "p.onnx") == [[4, 6], [6], [6, 3]]
+    at_once = sparsecc_(
+        "prune", model, "-o", "p.onnx", "--sparsity", 0.25, "--allocation", "sensitivity", *data
+    )
+    assert at_once.code == 0, at_once.err
+    assert widths(tmp_path / "p.onnx") == [[4, 6], [6], [6, 3]]
+    assert sparsecc_("sensitivity", model, "-o", "t.json").code == 2
+    for allocation in ("x.json", "sensitivity"):
+        assert sparsecc_("prune", model, "-o", "p.onnx", "--allocation", allocation).code == 2
 
 
 def test_quantize(sparsecc_: Sparsecc, model: Path, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from sparsecc.cli.options import (
     target_options,
 )
 from sparsecc.cli.quantise import quantize
+from sparsecc.cli.sensitivity import read_allocation, sensitivity
 
 if TYPE_CHECKING:
     from sparsecc.verification import Certificate
@@ -174,7 +175,7 @@ def _listing(artifact: Any) -> list[dict[str, str]]:
     "--allocation",
     default="uniform",
     show_default=True,
-    help="uniform, global, isomorphic; with data sensitivity, sensitivity:kl, sensitivity:loss.",
+    help="uniform, global, isomorphic; with data sensitivity, sensitivity:kl; FILE.json of `sensitivity`.",
 )
 @click.option(
     "--include", multiple=True, metavar="PATTERN", help="Touch only parameters so named (layer1.*)."
@@ -204,6 +205,7 @@ def prune(
 
     if calibration:
         options["calibration"] = read_calibration(calibration, calibration_batch)
+    options["allocation"] = read_allocation(options["allocation"], options["sparsity"], options)
     _produce(
         run, sparsecc.prune, model, inputs, dims, output, plan_out, force, verify=not no_verify, **options
     )
@@ -236,6 +238,7 @@ def _lossless(name: str, text: str) -> None:
 
 
 cli.add_command(quantize)
+cli.add_command(sensitivity)
 _lossless("slim", "Remove what never matters: channels that are zero or constant.")
 _lossless("fold", "Store weights that the model computes from its parameters, so that they can be pruned.")
 
