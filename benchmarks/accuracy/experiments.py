@@ -32,6 +32,8 @@ _HEAD = "exclude=('*lm_head*',)"
 _FFN = "ChannelPruning(sparsity=0.25, include=('*gate_proj*',), residual=False)"
 _FFN_BY_SENSITIVITY = f"ChannelPruning(allocation={shares(0.25)!r}, include=('*gate_proj*',), residual=False)"
 _CHANNELS = "ChannelPruning(sparsity={}, residual=False)"
+_BY_KL = "ChannelPruning(sparsity={}, allocation='sensitivity:kl', residual=False)"
+_BY_ERROR = "ChannelPruning(sparsity={}, allocation='sensitivity', residual=False)"
 _INNER = _CHANNELS.format(0.25)
 #: the fixed Fourier basis of the voice detector
 _BASIS = "exclude=('stft',)"
@@ -99,6 +101,14 @@ EXPERIMENTS: tuple[Experiment, ...] = (
         "resnet20", "50 % of inner channels, OBS, least squares",
         f"{_CHANNELS.format(0.5)}; {_LS}", "obs", 4,
     ),
+    Experiment(
+        "resnet20", "25 % of inner channels by measured sensitivity, OBS, least squares",
+        f"{_BY_KL.format(0.25)}; {_LS}", "obs", 4,
+    ),
+    Experiment(
+        "resnet20", "50 % of inner channels by measured sensitivity, OBS, least squares",
+        f"{_BY_KL.format(0.5)}; {_LS}", "obs", 4,
+    ),
     # -- VGG
     Experiment("vgg", "2:4, magnitude", "NMPattern()"),
     Experiment(
@@ -116,6 +126,11 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     Experiment(
         "vgg", "50 % of channels, OBS, least squares",
         f"{_CHANNELS.format(0.5)}; {_LS}", "obs", 4,
+    ),
+    Experiment("vgg", "25 % of channels by measured sensitivity, OBS", _BY_KL.format(0.25), "obs", 4),
+    Experiment(
+        "vgg", "50 % of channels by measured sensitivity, OBS, least squares",
+        f"{_BY_KL.format(0.5)}; {_LS}", "obs", 4,
     ),
     # -- EfficientNet-Lite0
     Experiment("efficientnet_lite0", "30 %, magnitude", "ElementPruning(sparsity=0.3)"),
@@ -159,6 +174,10 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     Experiment(
         "minilm", "50 % of neurons, OBS, least squares",
         f"{_CHANNELS.format(0.5)}; {_LS}", "obs", 16,
+    ),
+    Experiment(
+        "minilm", "25 % of neurons by measured sensitivity, OBS, least squares, found damping",
+        f"{_BY_ERROR.format(0.25)}; Reconstruction()", "obs", 16,
     ),
     # -- PP-OCR
     Experiment("ppocr_rec", "30 %, magnitude", "ElementPruning(sparsity=0.3)"),

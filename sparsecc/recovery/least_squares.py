@@ -200,7 +200,8 @@ def from_moments(analysis: Analysis, statistics: Statistics, weights: Collection
 
     These are of what layers read in the original model; every row counts alike, and nothing is run again.
     """
-    recovery, values = Recovery(statistics, analysis), {}
+    recovery = Recovery(statistics, analysis)
+    values: dict[str, torch.Tensor] = {}
     for name in sorted(_targets(recovery, (), (), False, Reconstructed()).intersection(weights)):
         reading = statistics.readings.of[name][0]
         weight = recovery.current(name)
