@@ -27,11 +27,15 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Step:
-    """One call of the view about to run: ``run`` computes its outputs from operands in canonical order."""
+    """One call of the view about to run: ``run`` computes its outputs from operands in canonical order.
+
+    ``whole`` does so without masks, where ``run`` has some.
+    """
 
     call: Call
     operands: list[Any]
     run: Callable[[list[Any]], tuple[Any, ...]]
+    whole: Callable[[list[Any]], tuple[Any, ...]] | None = None
 
 
 #: yields every call before it runs, takes its outputs, and ends with the flat outputs of the model

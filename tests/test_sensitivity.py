@@ -157,8 +157,9 @@ def test_rises_are_those_of_pruned_models(
 
 
 @pytest.mark.parametrize("dialect", ["torch", "onnx"])
+@pytest.mark.parametrize("towards", ["own", "original"])
 @pytest.mark.parametrize("name", ["convolutions", "gated"])
-def test_rises_with_updates_are_those_of_reconstructed_models(name: str, dialect: str) -> None:
+def test_rises_with_updates_are_those_of_reconstructed_models(name: str, towards: Any, dialect: str) -> None:
     """Moments of the original model give what ``Reconstruction`` finds by running it."""
     net, example, batches = MODELS[name]()
     model: Any = net if dialect == "torch" else to_onnx(capture(net, example).exported)
@@ -173,7 +174,7 @@ def test_rises_with_updates_are_those_of_reconstructed_models(name: str, dialect
     )
     for line, plain in zip(found.lines, alone.lines, strict=True):
         step = ChannelPruning(allocation={line.group: 0.5})
-        fit = Reconstruction(rows="equal", damping=0.01)
+        fit = Reconstruction(towards=towards, rows="equal", damping=0.01)
         result = sparsecc.prune(model, given_inputs, recipe=[step, fit], calibration=batches)
         wanted = error(logits(result.model, trials[0]), logits(model, trials[0]))
         assert line.rises[0] == pytest.approx(wanted, rel=2e-3)

@@ -189,7 +189,7 @@ class Reading:
     def _patches(self, step: Step, x: torch.Tensor) -> torch.Tensor:
         """The patches as channels of a result: the convolution itself, with one weight in every kernel.
 
-        It has as many kernels as the original, and runs as often as it takes: masks of its results fit then.
+        It has as many kernels as the original, and runs as often as it takes.
         """
         w: torch.Tensor = step.operands[self.operand]
         size, width = w[0].numel(), len(w) // self.groups
@@ -200,10 +200,11 @@ class Reading:
                 operands[place] = torch.zeros(len(w), dtype=x.dtype, device=x.device)
         operands[self.place] = x
         parts = []
+        run = step.whole or step.run  # what a pruned layer would read had it lost nothing, as for matrices
         rows = -(-size // width) * width
         for kernels in torch.eye(rows, size, dtype=x.dtype, device=x.device).split(width):
             operands[self.operand] = kernels.repeat(self.groups, 1).reshape(w.shape)
-            parts.append(step.run(list(operands))[0].unflatten(at, (self.groups, width)))
+            parts.append(run(list(operands))[0].unflatten(at, (self.groups, width)))
         return torch.cat(parts, at + 1).narrow(at + 1, 0, size).flatten(at, at + 1)
 
 

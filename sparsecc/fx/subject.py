@@ -218,8 +218,9 @@ class TorchSubject(Subject):
                     operands = [None if ref is None else env[ref] for ref in call.refs]
                     found = result_of(node, (yield Step(call, operands, runs(call, default))))
                 else:
-                    run = partial(masking.masked, call, default=runs(call, default))
-                    found = result_of(node, (yield Step(call, masking.operands(call, env), run)))
+                    whole = runs(call, default)
+                    run = partial(masking.masked, call, default=whole)
+                    found = result_of(node, (yield Step(call, masking.operands(call, env), run, whole)))
                 node, default = steps.send(found)
         except StopIteration as end:
             return end.value  # type: ignore[no-any-return]

@@ -278,7 +278,7 @@ class OnnxSubject(Subject):
                 else:
                     operands, run = canonical(call, given, default)
                     masking = run if masked is None else partial(masked, call, default=run)
-                    found = yield Step(call, operands, masking)
+                    found = yield Step(call, operands, masking, run)
                 node, index, given, default = steps.send(found)
         except StopIteration as end:
             return [end.value[v.name] for v in self.file.proto.graph.output]
