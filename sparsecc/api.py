@@ -84,7 +84,9 @@ def prune(
     inputs), GraphModule, ExportedProgram, or an ONNX path, bytes, ModelProto, onnx_ir.Model or
     graphsurgeon Graph.  ``sparsity`` alone removes that share of the positions of every prunable
     group: channels, neurons, residual widths, heads and head dimensions.  ``recipe`` (passes or
-    their text form) says more; ``include`` and ``exclude`` take name patterns, modules and module
+    their text form) says more; ``allocation`` is that of ``ChannelPruning``: ``uniform``, ``global``,
+    ``isomorphic``, measured (``sensitivity``), or shares by group, as ``Sensitivity.shares`` gives them.
+    ``include`` and ``exclude`` take name patterns, modules and module
     types.  ``saliency`` names a criterion; ``calibration``, batches of inputs or ``CalibrationData``, is what
     those that need data and passes such as ``SparseGPT`` run the model on.  ``seed`` makes random saliency
     reproducible.  ``latency`` measures both models on this

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 import sparsecc
 from sparsecc.axes.terms import Reason
 from sparsecc.calibration import CalibrationData, Statistics
-from sparsecc.errors import InvalidModel, InvalidOption
+from sparsecc.errors import InvalidModel, InvalidOption, PlanConflict
 from sparsecc.fx.capture import capture
 from sparsecc.fx.to_onnx import to_onnx
 from sparsecc.lowering import lower
@@ -28,6 +29,11 @@ from sparsecc.probing.side_by_side import Candidate, outputs_beside
 from sparsecc.recipe import parse, text
 from sparsecc.saliency import Saliency
 from sparsecc.subject import Step
+from tests.exported import UNWRITABLE, exported
+from tests.exported import example as captured_example
+from tests.oracles import leaves
+from tests.patterns import CASES
+from tests.sampling import every
 
 
 class Convolutions(nn.Module):
@@ -218,6 +224,36 @@ def test_what_comes_before_a_group_runs_once(dialect: str) -> None:
     plan = candidate.plan
     alone = subject.masked(plan, subject.kept(plan), subject.bound(batches[0]))
     assert torch.equal(after[0], alone[0])
+
+
+SUBJECTS = [
+    (name, kind) for name in CASES for kind in ("torch", "onnx") if kind == "torch" or name not in UNWRITABLE
+]
+
+
+@pytest.mark.parametrize(("name", "dialect"), every(5, SUBJECTS))
+def test_trials_side_by_side_are_masked_models(name: str, dialect: str) -> None:
+    """Whatever the operators: outputs are those of each trial run alone."""
+    subject = captured_example(name).subject if dialect == "torch" else open_subject(exported(name))
+    analysis = subject.analysis
+    choices = []
+    for group in analysis.groups[:4]:
+        mask = np.arange(group.size) % 2 == 0
+        mask[: group.least] = True
+        choices.append(analysis.feasible({group.name: mask}))
+    try:
+        candidates = [Candidate(lower(analysis, choice), analysis.keeps(choice)) for choice in choices]
+    except PlanConflict:
+        return
+    inputs, _ = subject.inputs(0, 0)
+    with torch.no_grad():
+        before, after = outputs_beside(subject, inputs, None, candidates)
+    for found, wanted in [(before, subject.original(inputs))] + [
+        (outputs, subject.masked(c.plan, subject.kept(c.plan), inputs))
+        for outputs, c in zip(after, candidates, strict=True)
+    ]:
+        for a, b in zip(leaves(found), leaves(wanted), strict=True):
+            assert torch.equal(a, b) or torch.allclose(a, b, rtol=1e-5, atol=1e-6, equal_nan=True)
 
 
 # -- the best choice ----------------------------------------------------------------------------------
