@@ -14,13 +14,13 @@ published peak.  Results that differ from the dense product are an error.  Write
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +32,14 @@ from torch.nn import functional as F
 
 from sparsecc.errors import InvalidOption
 from sparsecc.targets.cuda import cusparselt
-from sparsecc.targets.cuda.config import TILES, WGMMA_TILES, KernelConfig, default_config
+from sparsecc.targets.cuda.config import KernelConfig
+from sparsecc.targets.cuda.measured import FILE as measured_file
 from sparsecc.targets.cuda.pack import Packed, pack
+from sparsecc.targets.cuda.tiles import TILES, WGMMA_TILES, default_config, tile_for, warpgroup_tile
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 TABLE, PAGE = DOCS / "gpu.json", DOCS / "gpu.md"
+CHOICES = DOCS.parent / "targets" / "cuda" / measured_file
 
 SQUARES = tuple((n, n, n) for n in (1024, 2048, 4096, 8192))
 #: (out, k) of the linear layers of Llama and Qwen models of 1B to 8B parameters
@@ -259,19 +262,23 @@ def microseconds(graph: torch.cuda.CUDAGraph, count: int) -> float:
     return 1000.0 * float(start.elapsed_time(end)) / count
 
 
+def _safe(dtype: str) -> bool:
+    """Whether cuSPARSELt may be tried in an element type on this GPU."""
+    return dtype != "fp16" or cusparselt.takes(64, 64, dtype, convolution=False)
+
+
 def measured(product: Product, configs: dict[str, KernelConfig], console: Console) -> Row:
     """Time one product on every engine, in turn."""
     wanted = product.kind.dense(product.padded()[0], product.weights[0])[: product.tokens]
     scale = float(wanted.float().abs().max())
     bound = 0.0 if wanted.dtype == torch.int32 else 4 * torch.finfo(wanted.dtype).eps * scale
     engines: dict[str, Callable[[], Steps | None]] = {"dense": lambda: dense(product)}
-    if not (why := cusparselt.why_not()):
+    if not cusparselt.why_not() and _safe(product.dtype):
         engines["sparse"] = lambda: sparse(product)
-    elif product.tokens == 1024:
-        console.print(f"cuSPARSELt is not measured: {why}")
     engines |= {name: (lambda config=config: ours(product, config)) for name, config in configs.items()}  # type: ignore[misc]
     graphs: dict[str, tuple[torch.cuda.CUDAGraph, int]] = {}
     first: dict[str, float] = {}
+    held: list[Steps] = []
     for name, made in engines.items():
         try:
             steps = made()
@@ -292,6 +299,7 @@ def measured(product: Product, configs: dict[str, KernelConfig], console: Consol
         own = [first[n] for n in first if n not in ("dense", "sparse")]
         if name in ("dense", "sparse") or first[name] <= _HOPELESS * min(own):
             graphs[name] = graph, count
+            held.append(steps)  # a graph does not hold what it reads
     seen: dict[str, list[float]] = {name: [] for name in graphs}
     for _ in range(_TURNS):
         for name, (graph, count) in graphs.items():
@@ -311,8 +319,9 @@ def variants(dtype: str) -> dict[str, KernelConfig]:
     """Every tile with other depths of its pipelines and other orders of its blocks."""
     found = {}
     for tile, config in default_configs(dtype).items():
-        held = (3, 4, 5) if tile in WGMMA_TILES else (config.weight_stages,)
-        for stages, weights, group in product((config.stages, config.stages + 2), held, (8, 16)):
+        held = {config.weight_stages, 4, 8} if tile in WGMMA_TILES else {config.weight_stages}
+        depths = (config.stages, config.stages + 1)
+        for stages, weights, group in itertools.product(depths, sorted(held), (8, 16)):
             try:
                 other = replace(config, stages=stages, weight_stages=weights, group=group)
             except InvalidOption:  # more shared memory than any GPU has
@@ -346,7 +355,21 @@ def page(rows: Sequence[Row], about: dict[str, str]) -> str:
         f"{about['gpu']}, torch {about['torch']}, CUDA {about['cuda']}; written by `make gpu-bench`.",
         "Microseconds, medians of interleaved CUDA graphs that go around more copies of the operands than",
         "the cache holds.",
-        "`of peak`: of the published peak of the sparse tensor cores.",
+        "`of peak`: of the published peak of the sparse tensor cores; `tile`: the fastest of them.",
+        "`dense` is cuBLASLt: `F.linear`, in int8 `torch._int_mm`, in e4m3 `torch._scaled_mm`; cuSPARSELt is",
+        "PyTorch's, with the algorithm and the split of K that its search finds.  A dash: it was not run (in",
+        "fp16 on Hopper its search executes an illegal instruction, after which the process has no GPU).",
+        "",
+        "## Linear layers of Llama and Qwen models of 1B to 8B parameters",
+        "",
+        "Median ratio, and the least and the largest, over twelve sizes:",
+        "",
+        *summary(rows),
+        "",
+        "Layers for which the tile that they get is slower than cuBLASLt stay dense (`choose=modelled` reads",
+        "these times); with 256 tokens and many more inputs than outputs only a part of the GPU is busy.",
+        "",
+        "## Every product",
         "",
         f"| {' | '.join(_HEAD)} |",
         "|---" * len(_HEAD) + "|",
@@ -361,9 +384,32 @@ def page(rows: Sequence[Row], about: dict[str, str]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def summary(rows: Sequence[Row]) -> list[str]:
+    """Least, median and largest ratios by element type and tokens, of the layers of language models."""
+    lines = ["| dtype | tokens | over dense | over cuSPARSELt |", "|---|---|---|---|"]
+    for dtype, tokens in itertools.product(dict.fromkeys(r.dtype for r in rows), TOKENS):
+        some = [r for r in rows if (r.dtype, r.tokens) == (dtype, tokens) and (r.out, r.k) in LINEARS]
+        dense, other = [r.dense / r.ours for r in some], [r.sparse / r.ours for r in some if r.sparse]
+        if len(some) == len(LINEARS):
+            lines.append(f"| {dtype} | {tokens} | {_spread(dense)} | {_spread(other)} |")
+    return lines
+
+
+def _spread(ratios: Sequence[float]) -> str:
+    if not ratios:
+        return "-"
+    return f"{statistics.median(ratios):.2f}x [{min(ratios):.2f}, {max(ratios):.2f}]"
+
+
 def about() -> dict[str, Any]:
     """What the figures were measured with."""
-    return {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__, "cuda": torch.version.cuda}
+    major, minor = torch.cuda.get_device_capability()
+    return {
+        "gpu": torch.cuda.get_device_name(),
+        "arch": f"sm{major}{minor}",
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+    }
 
 
 def main() -> int:
@@ -384,14 +430,35 @@ def main() -> int:
         measured(Product(*one), (variants if chosen.variants else default_configs)(one[0]), console)
         for one in track(work, "products", console=console)
     ]
-    found = {"about": about(), "rows": [asdict(row) for row in rows]}
     if chosen.json or chosen.variants:
-        print(json.dumps(found))
+        print(json.dumps({"about": about(), "rows": [asdict(row) for row in rows]}))
         return 0
-    TABLE.write_text(json.dumps(found, indent=1) + "\n")
-    PAGE.write_text(page(rows, about()))
-    console.print(f"written: {TABLE.name}, {PAGE.name}")
+    write(rows, about())
+    console.print(f"written: {TABLE.name}, {PAGE.name}, {CHOICES.name}")
     return 0
+
+
+def write(rows: Sequence[Row], about: dict[str, str]) -> None:
+    """The rows as they are, the page, and what layers are chosen by (of this architecture alone)."""
+    shown = ",\n ".join(json.dumps(asdict(row)) for row in rows)
+    TABLE.write_text(f'{{"about": {json.dumps(about)},\n"rows": [\n {shown}\n]}}\n')
+    PAGE.write_text(page(rows, about))
+    chosen = json.loads(CHOICES.read_text()) if CHOICES.exists() else {}
+    chosen[about["arch"]] = {"gpu": about["gpu"], "rows": [built(row) for row in rows]}
+    tables = (
+        f'"{arch}": {{"gpu": {json.dumps(one["gpu"])}, "rows": [\n '
+        + ",\n ".join(map(json.dumps, one["rows"]))
+        + "\n]}"
+        for arch, one in sorted(chosen.items())
+    )
+    CHOICES.write_text("{" + ",\n".join(tables) + "}\n")
+
+
+def built(row: Row) -> list[Any]:
+    """What ``sparsecc.targets.cuda.measured`` reads: the tile that a layer gets, not the best one."""
+    rule = warpgroup_tile(row.tokens, row.out) or tile_for(row.tokens, row.out)
+    tile = rule if rule in row.tiles else row.tile
+    return [row.dtype, row.tokens, row.out, row.k, row.dense, tile, row.tiles[tile]]
 
 
 if __name__ == "__main__":

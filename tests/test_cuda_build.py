@@ -14,9 +14,10 @@ import pytest
 from sparsecc.errors import InvalidModel, InvalidOption, SparseccError, TargetRefused, TargetUnavailable
 from sparsecc.targets.cuda import generate, kept
 from sparsecc.targets.cuda.build import Kernel, build_gemm
-from sparsecc.targets.cuda.config import ARCHES, TILES, WGMMA_TILES, Epilogue, KernelConfig, default_config
+from sparsecc.targets.cuda.config import ARCHES, Epilogue, KernelConfig
 from sparsecc.targets.cuda.nvrtc import compile_source
 from sparsecc.targets.cuda.problem import Conv, Problem
+from sparsecc.targets.cuda.tiles import TILES, WGMMA_TILES, default_config
 
 pytest.importorskip("tvm", reason="kernels are generated with TVM: pip install 'sparsecc[cuda]'")
 pytest.importorskip("nvidia", reason="kernels are compiled with NVRTC: pip install 'sparsecc[cuda]'")

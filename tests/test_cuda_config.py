@@ -9,16 +9,9 @@ import sys
 import pytest
 
 from sparsecc.errors import InvalidOption
-from sparsecc.targets.cuda.config import (
-    ARCHES,
-    ELEMENTS,
-    TILES,
-    Epilogue,
-    KernelConfig,
-    default_config,
-    tile_for,
-)
+from sparsecc.targets.cuda.config import ARCHES, ELEMENTS, Epilogue, KernelConfig
 from sparsecc.targets.cuda.problem import Conv, Problem
+from sparsecc.targets.cuda.tiles import TILES, default_config, tile_for, warpgroup_tile
 
 
 @pytest.mark.parametrize("dtype", ELEMENTS)
@@ -106,7 +99,20 @@ def test_sizes() -> None:
     assert [tile_for(n) for n in (1, 9, 33, 100, 300, 4096)] == [
         "batch8", "batch16", "batch32", "small", "medium", "large",
     ]  # fmt: skip
-    assert tile_for(1, 1024) == "narrow8"
+    assert tile_for(33, 14336) == "broad32"
+
+
+def test_the_warpgroups_tile_is_the_one_with_the_fewest_waves() -> None:
+    """The products that were measured on an H100 have the tile that was the fastest there."""
+    fastest = {
+        (64, 4096): "",
+        (256, 4096): "wgmma64",
+        (256, 14336): "wgmma256",
+        (1024, 4096): "wgmma256",
+        (2048, 2048): "wgmma256",
+        (8192, 8192): "wgmma256",
+    }
+    assert {size: warpgroup_tile(*size) for size in fastest} == fastest
 
 
 def test_importing_is_light() -> None:

@@ -11,18 +11,12 @@ from torch.nn import functional as F
 
 import sparsecc
 from sparsecc.targets.cuda.build import Kernel, build_gemm
-from sparsecc.targets.cuda.config import (
-    ARCHES,
-    TILES,
-    WGMMA_TILES,
-    Epilogue,
-    KernelConfig,
-    default_config,
-)
+from sparsecc.targets.cuda.config import ARCHES, Epilogue, KernelConfig
 from sparsecc.targets.cuda.driver import driver
 from sparsecc.targets.cuda.launch import image_for, start
 from sparsecc.targets.cuda.pack import pack
 from sparsecc.targets.cuda.problem import Conv, Problem
+from sparsecc.targets.cuda.tiles import TILES, WGMMA_TILES, default_config
 from tests.cuda_kernels import DTYPES, Case
 from tests.test_cuda_target import two_of_four
 

@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparsecc.targets.cuda.config import ELEMENTS, TILES, WGMMA_TILES, Epilogue, KernelConfig, default_config
+from sparsecc.targets.cuda.config import ELEMENTS, Epilogue, KernelConfig
 from sparsecc.targets.cuda.problem import Conv, Problem
+from sparsecc.targets.cuda.tiles import TILES, WGMMA_TILES, default_config
 from tests.cuda_kernels import ACTIVATIONS, Case
 from tests.cuda_sim.simulator import COMPILER
 

@@ -45,7 +45,7 @@ CASES = {
         ),
         Problem(72, 360),
     ),
-    "wgmma": (KernelConfig(64, 32, 64, 4, 1, 1, 4, instruction="wgmma.sp"), Problem(72, 424)),
+    "wgmma": (KernelConfig(64, 32, 64, 4, 1, 1, 5, instruction="wgmma.sp"), Problem(72, 616)),
     "gather": (KernelConfig(64, 32, 64, 2, 2, 1, 3, epilogue=_EPILOGUE), Problem(72, 363)),
 }
 
@@ -156,7 +156,8 @@ def multiplies_next_tile(original: Any, tile: Any, weights: Any, buffer: int, su
 
 
 def loads_in_use(original: Any, self: Weights, buffer: int, tile_k: Any) -> None:
-    original(self, (buffer + 1) % 3 if not isinstance(tile_k, int) else buffer, tile_k)
+    held = self.tile.config.weight_stages
+    original(self, buffer if isinstance(tile_k, int) else (buffer + held // 2) % held, tile_k)
 
 
 def unpadded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -271,7 +272,7 @@ MUTATIONS = {
         "wrong", everywhere(WGMMA_WAIT + "0;", r"\g<1>1;"), case="wgmma"
     ),
     "wgmma: waits for one copy too few": Mutation(
-        "in-flight", everywhere(r"async\.wait_group 1;", "async.wait_group 2;"), case="wgmma"
+        "in-flight", everywhere(r"async\.wait_group 2;", "async.wait_group 3;"), case="wgmma"
     ),
     "wgmma: half of the K advance": Mutation("wrong", nth(r"\+ 64\)\]", "+ 32)]"), case="wgmma"),
     "wgmma: stride of the descriptor": Mutation(

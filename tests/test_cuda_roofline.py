@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from itertools import product
 from pathlib import Path
 
@@ -13,13 +14,16 @@ from torch import nn
 
 import sparsecc
 from sparsecc.cli.commands import cli
+from sparsecc.targets.cuda import measured
 from sparsecc.targets.cuda.choice import CURVES, choose
 from sparsecc.targets.cuda.layers import Layer
+from sparsecc.targets.cuda.measured import FILE, gain
 from sparsecc.targets.cuda.pack import pack
 from sparsecc.targets.cuda.plan_kernels import IMAGES
 from sparsecc.targets.cuda.problem import Conv, Problem
 from sparsecc.targets.cuda.roofline import GPUS, LAUNCH, roof, traffic
 
+TABLE = Path(measured.__file__).with_name(FILE)
 HALF = {"element": 2, "output": 2, "residual": False}
 
 
@@ -94,11 +98,37 @@ def test_nothing_is_expected_to_gain_more_than_bytes_allow() -> None:
     for arch, gpu in GPUS.items():
         for out, k, rows in product((16, 72, 1024, 8192), (64, 72, 4096), (1, 256, 65536)):
             choice = choose(layer(out, k, rows), arch, "modelled")
+            if gain(arch, "fp16", rows, out, k) is not None:
+                continue  # dense products that were measured are not as fast as bytes allow
             dense, sparse = (roof(gpu, Problem(out, k), rows, **HALF, sparse=s) for s in (False, True))
             least, most = (r.microseconds + LAUNCH for r in (sparse, dense))
             assert choice.expected <= most / least
             assert choice.expected <= CURVES[arch].at(2 * out * k * rows)
             assert choice.sparse == (choice.expected > 1)
+
+
+def test_what_was_measured_decides_where_it_was() -> None:
+    """Rows of the table give what they say; between numbers of tokens the gain lies between theirs."""
+    rows = [row for row in json.loads(TABLE.read_text())["sm90"]["rows"] if row[0] == "bf16"]
+    sizes = Counter((out, k) for _, _, out, k, *_ in rows)
+    seen = [row for row in rows if sizes[row[2], row[3]] >= 6]
+    assert len(seen) >= 72
+    for _, tokens, out, k, dense, _, ours in seen:
+        choice = choose(layer(out, k, tokens), "sm90", "modelled")
+        assert choice.expected == pytest.approx(dense / ours)
+        assert choice.sparse == (dense > ours)
+        assert "measured with" in choice.why
+    ratios = [choose(layer(4096, 4096, n), "sm90", "modelled").expected for n in (64, 100, 256)]
+    assert min(ratios[0], ratios[2]) <= ratios[1] <= max(ratios[0], ratios[2])
+    assert gain("sm90", "fp16", 16, 64, 64) is None
+    assert gain("sm90", "fp16", 1 << 20, 4096, 4096) is None
+    assert gain("sm80", "fp16", 16, 4096, 4096) is None
+
+
+def test_a_layer_that_loses_stays_dense() -> None:
+    choice = choose(layer(2048, 8192, 256), "sm90", "modelled")
+    assert not choice.sparse
+    assert choice.expected < 1
 
 
 def test_launches_take_what_small_layers_would_gain() -> None:

@@ -16,10 +16,11 @@ import pytest
 from sparsecc.errors import SparseccError
 from sparsecc.targets.cuda import kept, store
 from sparsecc.targets.cuda.build import Kernel, Wanted, build_gemm, build_gemms
-from sparsecc.targets.cuda.config import Epilogue, default_config
+from sparsecc.targets.cuda.config import Epilogue
 from sparsecc.targets.cuda.nvrtc import Compiled
 from sparsecc.targets.cuda.problem import Problem
 from sparsecc.targets.cuda.store import Store
+from sparsecc.targets.cuda.tiles import default_config
 from sparsecc.targets.cuda.tvm_build import Source
 
 KEY = {"a": 1, "b": ["x", None]}

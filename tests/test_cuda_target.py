@@ -30,7 +30,7 @@ from sparsecc.reference.onnx_run import Runner
 from sparsecc.targets.cuda import operator as operator_module
 from sparsecc.targets.cuda.build import Image, Kernel
 from sparsecc.targets.cuda.choice import CURVES, choose
-from sparsecc.targets.cuda.config import Epilogue, default_config
+from sparsecc.targets.cuda.config import Epilogue
 from sparsecc.targets.cuda.driver import Driver
 from sparsecc.targets.cuda.launch import cells, chosen, image_for, run_time_sizes
 from sparsecc.targets.cuda.layers import find_layers
@@ -40,6 +40,7 @@ from sparsecc.targets.cuda.plan_kernels import wanted
 from sparsecc.targets.cuda.problem import Conv, Problem
 from sparsecc.targets.cuda.reference import DOMAIN, KIND
 from sparsecc.targets.cuda.rewrite import rewritten
+from sparsecc.targets.cuda.tiles import default_config
 from sparsecc.targets.cuda.tune import Table, Times, remembered
 
 ALWAYS = {"choose": "always"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.gpu import KINDS, Row, default_configs, page, shapes, variants
-from sparsecc.targets.cuda.config import TILES, WGMMA_TILES
+from sparsecc.targets.cuda.tiles import TILES, WGMMA_TILES
 
 
 def test_the_page_says_ratios_and_shares() -> None:

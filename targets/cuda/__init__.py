@@ -10,9 +10,10 @@ kernels instruction by instruction (``tests/cuda_sim``); docs/gpu.md says what w
 """
 
 from sparsecc.targets.cuda.build import Kernel, Launch, build_gemm
-from sparsecc.targets.cuda.config import ARCHES, TILES, Epilogue, KernelConfig, default_config, tile_for
+from sparsecc.targets.cuda.config import ARCHES, Epilogue, KernelConfig
 from sparsecc.targets.cuda.pack import Packed, conv_matrix, is_packable, pack, unpack
 from sparsecc.targets.cuda.problem import Conv, Problem
+from sparsecc.targets.cuda.tiles import TILES, default_config, tile_for
 
 __all__ = [
     "ARCHES",

@@ -1,11 +1,11 @@
 """Decides layer by layer whether 2:4 pays: expected time of the dense product over that of the sparse one.
 
-The ratios are of cuSPARSELt over cuBLASLt with algorithm search, square products in 16-bit floats and in int8
+Where the kernels of this package were measured (``measured``: Hopper), their gain decides.  Elsewhere the
+ratios are of cuSPARSELt over cuBLASLt with algorithm search, square products in 16-bit floats and in int8
 (SlideSparse, arXiv 2603.05232, published measurements of January 2026; torch 2.9, CUDA 12.9).  What was not
 measured there is interpolated in the logarithm of the product's size, and nothing is said to be faster
 than the largest product measured, or than the bytes that it moves allow (``roofline``).  For int8 on GPUs
-that were not measured the slower of those that were decides.  Of the kernels of this package one size was
-measured, on one GPU (docs/gpu.md), which is not enough to choose by.
+that were not measured the slower of those that were decides.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 from sparsecc.errors import InvalidOption
 from sparsecc.targets.cuda.config import ELEMENTS, OUTPUT_BYTES
 from sparsecc.targets.cuda.layers import Layer
+from sparsecc.targets.cuda.measured import gain
 from sparsecc.targets.cuda.plan_kernels import OUTPUTS
 from sparsecc.targets.cuda.problem import Problem
 from sparsecc.targets.cuda.roofline import GPUS, LAUNCH, roof
@@ -123,7 +124,12 @@ def choose(layer: Layer, arch: str, how: str, dtype: str = "fp16", measure: Mete
 
 
 def _modelled(layer: Layer, arch: str, dtype: str) -> tuple[float, str]:
-    """The lower of what was published for a product of this size and what bytes, peaks and launches allow."""
+    """What was measured for a product like this, or else the lower of what was published for its size and of
+    what bytes, peaks and launches allow.
+    """
+    found = None if layer.conv is not None else gain(arch, dtype, layer.rows, layer.out, layer.k)
+    if found is not None:
+        return found.ratio, f"{found.ratio:.2f}x measured with {found.out} x {found.k} on {found.gpu}"
     curve, gpu = (INT8_CURVES if dtype == "int8" else CURVES)[arch], GPUS[arch]
     dense, sparse = (
         roof(

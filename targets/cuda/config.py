@@ -134,9 +134,9 @@ class KernelConfig:
     sums at the end); ``stages`` is the depth of the cp.async pipeline.  ``layout``: ``rows`` has activations
     [tokens, k] and outputs [tokens, out] (nn.Linear, NHWC convolution), ``nchw`` has [batch, k, pixels] and
     [batch, out, pixels].  ``instruction`` is ``mma.sp`` or, on sm_90a, ``wgmma.sp``, for which four warps
-    have 64 output features and hold ``weight_stages`` tiles of weights in registers.  ``group`` tiles of
-    output features are made side by side (``grid``).  Raises ``InvalidOption`` for what no architecture can
-    run.
+    have 64 output features and hold ``weight_stages`` tiles of weights in registers, an even number.
+    ``group`` tiles of output features are made side by side (``grid``).  Raises ``InvalidOption`` for what no
+    architecture can run.
     """
 
     block_m: int = 128
@@ -151,7 +151,7 @@ class KernelConfig:
     layout: str = "rows"
     epilogue: Epilogue = field(default_factory=Epilogue)
     instruction: str = "mma.sp"
-    weight_stages: int = 3
+    weight_stages: int = 4
     group: int = 8
 
     def __post_init__(self) -> None:
@@ -205,7 +205,10 @@ class KernelConfig:
             (self.block_n > 256, "wgmma.sp takes at most 256 tokens"),
             (self.layout != "rows", "wgmma.sp is written for layout rows"),
             (self.stages < 3, "wgmma.sp needs at least 3 stages"),
-            (self.weight_stages < 3, "wgmma.sp needs at least 3 tiles of weights in registers"),
+            (
+                self.weight_stages < 2 or self.weight_stages % 2 != 0,
+                "wgmma.sp needs an even number of tiles of weights in registers",
+            ),
         ]
 
     @property
@@ -291,71 +294,3 @@ class KernelConfig:
         held = f"_r{self.weight_stages}" if self.instruction == "wgmma.sp" else ""
         tile = f"{self.block_m}x{self.block_n}x{self.block_k}"
         return f"{tile}_{warps}_s{self.stages}{held}_g{self.group}"
-
-
-# Names to (block m, n, k in units of 128 bytes of activations; warps m, n, k; stages); the warpgroup's begin
-# with "wgmma".
-_TILES: Mapping[str, tuple[int, int, int, int, int, int, int]] = MappingProxyType(
-    {
-        "large": (128, 128, 1, 2, 2, 1, 3),
-        "tall": (256, 64, 1, 4, 1, 1, 3),
-        "wide": (64, 128, 1, 1, 4, 1, 4),
-        "medium": (128, 64, 1, 2, 2, 1, 4),
-        "small": (64, 64, 1, 2, 2, 1, 4),
-        "batch32": (64, 32, 2, 2, 1, 2, 3),
-        "batch16": (64, 16, 2, 2, 1, 2, 4),
-        "batch8": (32, 8, 4, 2, 1, 4, 3),
-        "narrow8": (16, 8, 4, 1, 1, 4, 4),
-        "wgmma256": (128, 256, 1, 8, 1, 1, 4),
-        "wgmma128": (128, 128, 1, 8, 1, 1, 5),
-        "wgmma64": (64, 64, 1, 4, 1, 1, 6),
-    }
-)
-TILES: tuple[str, ...] = tuple(name for name in _TILES if not name.startswith("wgmma"))
-WGMMA_TILES: tuple[str, ...] = tuple(name for name in _TILES if name.startswith("wgmma"))
-
-
-def default_config(
-    tile: str,
-    dtype: str = "fp16",
-    *,
-    epilogue: Epilogue | None = None,
-    out_dtype: str = "",
-    layout: str = "rows",
-) -> KernelConfig:
-    """A configuration by the name of its tile.
-
-    One of ``TILES``, of which ``batch8`` to ``batch32`` are for decoding, or of ``WGMMA_TILES`` for sm_90a.
-    """
-    if tile not in _TILES:
-        raise InvalidOption(f"tile must be one of {', '.join(_TILES)}; got {tile!r}")
-    if dtype not in ELEMENTS:
-        raise InvalidOption(f"dtype must be one of {', '.join(ELEMENTS)}; got {dtype!r}")
-    m, n, lines, warps_m, warps_n, warps_k, stages = _TILES[tile]
-    return KernelConfig(
-        block_m=m,
-        block_n=n,
-        block_k=lines * 128 // ELEMENTS[dtype].bytes,
-        warps_m=warps_m,
-        warps_n=warps_n,
-        warps_k=warps_k,
-        stages=stages,
-        dtype=dtype,
-        out_dtype=out_dtype,
-        layout=layout,
-        epilogue=epilogue or Epilogue(),
-        instruction="wgmma.sp" if tile in WGMMA_TILES else "mma.sp",
-    )
-
-
-def tile_for(tokens: int, out: int = 4096) -> str:
-    """The default tile of mma.sp for a number of tokens and of output features.
-
-    A rule of thumb that keeps a hundred multiprocessors busy; not measured on hardware.
-    """
-    if tokens <= 8 and out < 3200:
-        return "narrow8"
-    for limit, tile in ((8, "batch8"), (16, "batch16"), (48, "batch32"), (128, "small"), (512, "medium")):
-        if tokens <= limit:
-            return tile
-    return "large"

@@ -63,10 +63,11 @@ class TorchExecutor(Executor):
         return self.signature.assemble({name: to_numpy(value) for name, value in found.items()})
 
     def run_named(self, feeds: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Outputs by their names in the graph, for inputs by theirs."""
+        """Outputs by their names in the graph, for inputs by theirs; on the CPU where all inputs are."""
         with torch.inference_mode(), self.device:
             found = self._runner.run(feeds)
-        return {name: found[name] for name in self._outputs}
+        there = all(value.device.type == "cpu" for value in feeds.values())
+        return {name: found[name].cpu() if there else found[name] for name in self._outputs}
 
     def alone(
         self, feeds: Mapping[str, torch.Tensor], values: Mapping[str, torch.Tensor]

@@ -13,9 +13,9 @@ import torch
 from sparsecc.artifact import Artifact
 from sparsecc.errors import InvalidModel, InvalidOption, TargetUnavailable
 from sparsecc.targets.cuda.build import Kernel, Launch
-from sparsecc.targets.cuda.config import default_config, tile_for
 from sparsecc.targets.cuda.driver import driver
 from sparsecc.targets.cuda.operator import DTYPES, Operands, result_type, rounded_to
+from sparsecc.targets.cuda.tiles import default_config, tile_for, turns, warpgroup_tile
 
 KERNELS = "kernels.json"
 FOLDER = "kernels"
@@ -97,17 +97,13 @@ def load(kernel: Kernel, device: torch.device) -> None:
 
 
 def chosen(kernels: Sequence[Kernel], rows: int) -> Kernel:
-    """The kernel whose tile is made for ``rows``, or else the one with the nearest tokens a block.
-
-    Of two with as many tokens the one for warpgroups comes first.
-    """
-    wanted = default_config(tile_for(rows)).block_n
-
-    def rank(kernel: Kernel) -> tuple[int, bool, str]:
-        config = kernel.config
-        return abs(config.block_n - wanted), config.instruction != "wgmma.sp", kernel.entry
-
-    return min(kernels, key=rank)
+    """The kernel for ``rows``: a warpgroup's where these are faster, else the one with the nearest tile."""
+    grouped = [kernel for kernel in kernels if kernel.config.instruction == "wgmma.sp"]
+    others = [kernel for kernel in kernels if kernel.config.instruction != "wgmma.sp"]
+    if grouped and (not others or warpgroup_tile(rows, grouped[0].problem.out)):
+        return min(grouped, key=lambda kernel: (turns(kernel.config, rows, kernel.problem.out), kernel.entry))
+    wanted = default_config(tile_for(rows, others[0].problem.out)).block_n
+    return min(others, key=lambda kernel: (abs(kernel.config.block_n - wanted), kernel.entry))
 
 
 def launched(given: Operands, shape: Sequence[int]) -> torch.Tensor:

@@ -14,6 +14,7 @@ from sparsecc.targets.cuda.build import Kernel
 from sparsecc.targets.cuda.choice import UNMEASURED
 from sparsecc.targets.cuda.config import OUTPUT_BYTES
 from sparsecc.targets.cuda.launch import chosen, device_for, kernels_of
+from sparsecc.targets.cuda.measured import measured_on
 from sparsecc.targets.cuda.roofline import GPUS, Gpu, Roof, roof
 
 LAYERS = "layers.json"
@@ -106,7 +107,7 @@ def summary(artifact: Artifact) -> list[str]:
         notes.append(
             "no GPU here runs the kernels: they were compiled, the artifact was checked in its CPU form"
         )
-    if sparse:
+    if sparse and not measured_on(TargetSpec.parse(artifact.target).arch):
         notes.append("the speed of the kernels has not been measured on hardware")
     return notes
 

@@ -9,9 +9,10 @@ import torch
 
 from sparsecc.errors import InvalidOption
 from sparsecc.targets.cuda.build import Wanted
-from sparsecc.targets.cuda.config import ARCHES, KernelConfig, default_config, tile_for
+from sparsecc.targets.cuda.config import ARCHES, KernelConfig
 from sparsecc.targets.cuda.layers import Layer
 from sparsecc.targets.cuda.problem import Problem
+from sparsecc.targets.cuda.tiles import default_config, tile_for, warpgroup_tile
 
 #: images of a target: cubins for these architectures, PTX of the first for whatever comes later
 IMAGES: dict[str, tuple[str, ...]] = {
@@ -25,8 +26,6 @@ OUTPUTS = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16",
 _FEW, _MANY = 16, 4096
 """Rows beside those of the representative sizes that a layer of varying size gets tiles for."""
 
-_WARPGROUP = {"large": "wgmma128", "medium": "wgmma64"}
-"""What Hopper gets beside a tile: one for warpgroups, of the same number of tokens."""
 _FEWEST_PIXELS = 17
 """Kernels for images have no tiles for fewer pixels than this."""
 
@@ -46,9 +45,14 @@ def wanted(layer: Layer, asked: str | None, arch: str, *, varies: bool, best: st
     dtype = element_of(layer, asked)
     least = 1 if layer.conv is None else _FEWEST_PIXELS
     counts = (layer.rows, _FEW, _MANY) if varies else (layer.rows,)
-    tiles = [tile_for(max(n, least), layer.out) for n in counts]
-    if best:
-        tiles[0] = best
+    tiles: list[str] = []
+    for place, rows in enumerate(counts):
+        if best and not place:
+            tiles.append(best)
+            continue
+        tiles.append(tile_for(max(rows, least), layer.out))
+        if arch == "sm90" and (group := warpgroup_tile(rows, layer.out)):
+            tiles.append(group)  # GPUs that come after Hopper have PTX of the other
     problem = Problem(layer.out, layer.k, conv=layer.conv)
     for tile in dict.fromkeys(tiles):
         config = made(tile, layer, dtype)
@@ -56,11 +60,8 @@ def wanted(layer: Layer, asked: str | None, arch: str, *, varies: bool, best: st
             continue
         if config.instruction == "wgmma.sp":
             yield Wanted(config, problem, ("sm_90a",))
-            continue
-        yield Wanted(_fitting(config, arch), problem, IMAGES[arch])
-        group = made(_WARPGROUP[tile], layer, dtype) if arch == "sm90" and tile in _WARPGROUP else None
-        if group is not None and not best:
-            yield Wanted(group, problem, ("sm_90a",))
+        else:
+            yield Wanted(_fitting(config, arch), problem, IMAGES[arch])
 
 
 def made(tile: str, layer: Layer, dtype: str) -> KernelConfig | None:

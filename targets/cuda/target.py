@@ -21,6 +21,7 @@ from sparsecc.errors import InvalidOption
 from sparsecc.signature import Signature, onnx_signature
 from sparsecc.target import Capabilities, Refusal, Target, TargetSpec, refused
 from sparsecc.targets.cuda.choice import CHOICES, Choice, choose
+from sparsecc.targets.cuda.measured import measured_on
 
 if TYPE_CHECKING:
     from sparsecc.onnxfile.model import OnnxFile
@@ -173,9 +174,11 @@ def _entry(
     }
 
 
-def _capabilities(gpus: str) -> Capabilities:
+def _capabilities(gpus: str, arch: str) -> Capabilities:
+    gpu = measured_on(arch)
+    measured = f"measured on {gpu}" if gpu else "not measured on hardware"
     return Capabilities(
-        f"sparse tensor cores of {gpus}: generated kernels, the rest on torch; not measured on hardware",
+        f"sparse tensor cores of {gpus}: generated kernels, the rest on torch; {measured}",
         patterns=("2:4",),
         dtypes=("fp16", "bf16", "int8"),
         extra="cuda",
@@ -187,32 +190,32 @@ class Sm80(_Cuda):
     """NVIDIA Ampere; its PTX is compiled by the driver for later GPUs."""
 
     name: ClassVar[str] = "sm80"
-    capabilities: ClassVar[Capabilities] = _capabilities("A100, A30 and later GPUs")
+    capabilities: ClassVar[Capabilities] = _capabilities("A100, A30 and later GPUs", "sm80")
 
 
 class Sm86(_Cuda):
     """NVIDIA Ampere for desktops."""
 
     name: ClassVar[str] = "sm86"
-    capabilities: ClassVar[Capabilities] = _capabilities("RTX 30, A10, A40")
+    capabilities: ClassVar[Capabilities] = _capabilities("RTX 30, A10, A40", "sm86")
 
 
 class Sm89(_Cuda):
     """NVIDIA Ada Lovelace."""
 
     name: ClassVar[str] = "sm89"
-    capabilities: ClassVar[Capabilities] = _capabilities("RTX 40, L4, L40")
+    capabilities: ClassVar[Capabilities] = _capabilities("RTX 40, L4, L40", "sm89")
 
 
 class Sm90(_Cuda):
     """NVIDIA Hopper."""
 
     name: ClassVar[str] = "sm90"
-    capabilities: ClassVar[Capabilities] = _capabilities("H100, H200")
+    capabilities: ClassVar[Capabilities] = _capabilities("H100, H200", "sm90")
 
 
 class Sm120(_Cuda):
     """NVIDIA Blackwell for desktops."""
 
     name: ClassVar[str] = "sm120"
-    capabilities: ClassVar[Capabilities] = _capabilities("RTX 50")
+    capabilities: ClassVar[Capabilities] = _capabilities("RTX 50", "sm120")

@@ -4,7 +4,8 @@
 
 The table is JSON, ``$SPARSECC_TUNED`` or ``~/.cache/sparsecc/tuned.json``: for every GPU, product and number
 of rows the microseconds of the dense product (with bias, activation and residual, as torch runs them), of
-the kernel of every tile, and of cuSPARSELt where PyTorch has it.  Not measured on hardware yet.
+the kernel of every tile, and of cuSPARSELt where PyTorch has it.  Times are those of CUDA graphs: launching
+from Python takes longer than most products.
 """
 
 from __future__ import annotations
@@ -135,21 +136,30 @@ def on_gpu(layer: Layer, dtype: str) -> Times:
     for tile, run in kernels.items():
         if float((run().float() - wanted.float()).abs().max()) > bound:
             raise InvalidModel(f"{layer.name}: the result of {tile} is wrong on this GPU: report this")
-    functions = {"": dense, **kernels}
-    seen: dict[str, list[float]] = {name: [] for name in functions}
+    graphs = {name: _graph(function) for name, function in {"": dense, **kernels}.items()}
+    seen: dict[str, list[float]] = {name: [] for name in graphs}
     for _ in range(_ROUNDS):
-        for name, function in functions.items():
-            seen[name].append(_microseconds(function))
+        for name, graph in graphs.items():
+            seen[name].append(_microseconds(graph))
     medians = {name: statistics.median(times) for name, times in seen.items()}
     return Times(medians.pop(""), medians)
 
 
-def _microseconds(function: Callable[[], object]) -> float:
+def _graph(function: Callable[[], object]) -> torch.cuda.CUDAGraph:
+    """Some calls of a function that has run before, as one graph."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        for _ in range(_REPEATS):
+            function()
+    return graph
+
+
+def _microseconds(graph: torch.cuda.CUDAGraph) -> float:
+    """The time of one call of a graph."""
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    function()
+    graph.replay()
     start.record()
-    for _ in range(_REPEATS):
-        function()
+    graph.replay()
     end.record()
     end.synchronize()
     return 1000.0 * float(start.elapsed_time(end)) / _REPEATS
@@ -199,11 +209,11 @@ def _kernels(layer: Layer, dtype: str, x: Tensor) -> Iterator[tuple[str, Callabl
     """The operator with the kernel of each tile that the GPU can run, and with cuSPARSELt."""
     from sparsecc.targets.cuda import cusparselt
     from sparsecc.targets.cuda.build import build_gemm
-    from sparsecc.targets.cuda.config import TILES, WGMMA_TILES
     from sparsecc.targets.cuda.launch import launched, load
     from sparsecc.targets.cuda.operator import output_shape
     from sparsecc.targets.cuda.plan_kernels import made
     from sparsecc.targets.cuda.problem import Problem
+    from sparsecc.targets.cuda.tiles import TILES, WGMMA_TILES
 
     major, minor = torch.cuda.get_device_capability()
     given = _arguments(layer, dtype, x)

@@ -1,14 +1,17 @@
 """The sparse matrix product on Hopper, around ``wgmma.mma_async.sp`` (sm_90a).
 
-    prologue: copy stages-2 tiles of activations, load two tiles of weights into registers
+    prologue: copy stages-2 tiles of activations, load half of the tiles of weights that registers hold
     for each tile of K: wait for its copies | proxy fence | barrier | start copying a later tile |
-                        start multiplying this one | wait for the one before | load weights of a later tile
+                        start multiplying this one | wait for the one before |
+                        every so many tiles: load the other half
     epilogue: as with ``mma.sp``
 
 A warpgroup multiplies 64 output features; its weights and metadata, which nobody else needs, go from global
-memory to registers in the order of ``pack``.  Activations are read by the tensor cores from shared memory
-(128-byte swizzle).  One product is in flight while the next is set up, so that a stage is free two tiles
-later; nothing in the loop branches.
+memory to registers in the order of ``pack``.  They are loaded many tiles at a time: loads share six
+scoreboards, so that tiles which are asked for one by one are waited for together, the newest among them.
+Such loads must not be ``.nc``, which the assembler moves to where they are needed.  Activations are read by
+the tensor cores from shared memory (128-byte swizzle).  One product is in flight while the next is set up,
+so that a stage is free two tiles later; nothing in the loop branches.
 """
 
 from __future__ import annotations
@@ -33,13 +36,13 @@ def write_wgmma(tile: Tile) -> None:
     for i in range(sums.size):
         sums[i] = e.zero(kind)
     weights = Weights(tile)
-    held = config.weight_stages
+    held, half = config.weight_stages, config.weight_stages // 2
 
     ahead = config.stages - 2
     for stage in range(ahead):
         loader.load(tile.stage(stage), stage)
         e.ptx("cp.async.commit_group")
-    for buffer in range(held - 1):
+    for buffer in range(half):
         weights.load(buffer, buffer)
 
     def step(tile_k: Number, buffer: int) -> None:
@@ -50,7 +53,9 @@ def write_wgmma(tile: Tile) -> None:
         e.ptx("cp.async.commit_group")
         multiply(tile, weights, buffer, sums, tile_k)
         e.ptx("wgmma.wait_group.sync.aligned", 1)
-        weights.load((buffer + held - 1) % held, tile_k + held - 1)
+        if buffer % half == 0:  # the last product that read the other half is over
+            for i in range(half, held):
+                weights.load((buffer + i) % held, tile_k + i)
 
     rounds = (tile.tiles_k - 1) // held  # the last tile, which may be a short one, comes after the loop
     if rounds:
@@ -67,10 +72,7 @@ def write_wgmma(tile: Tile) -> None:
 
 
 class Weights:
-    """Weights and metadata of the warp's 16 rows, for ``weight_stages`` tiles.
-
-    One tile is multiplied, one waited for, the others are on their way.
-    """
+    """Weights and metadata of the warp's 16 rows, for ``weight_stages`` tiles, half of them on their way."""
 
     def __init__(self, tile: Tile) -> None:
         self.tile = tile
@@ -90,12 +92,12 @@ class Weights:
             unit = e.minimum(tile_k * tile.config.units + i, problem.units - 1)
             word = (e.wide(rows) * e.wide(problem.units) + e.wide(unit)) * e.wide(32) + e.wide(tile.lane)
             address = tile.launch.tensors["metadata"].at(word * e.wide(4))
-            e.ptx("ld.global.nc.u32", self.words[buffer][i], address)
+            e.ptx("ld.global.u32", self.words[buffer][i], address)
             for step in range(steps):
                 block = (e.wide(rows) * e.wide(problem.units) + e.wide(unit)) * e.wide(steps) + e.wide(step)
                 chunk = (block * e.wide(32) + e.wide(tile.lane)) * e.wide(CHUNK)
                 target = self.fragments[buffer].take(4 * (i * steps + step), 4)
-                e.ptx("ld.global.nc.v4.u32", *target, tile.launch.tensors["weight"].at(chunk))
+                e.ptx("ld.global.v4.u32", *target, tile.launch.tensors["weight"].at(chunk))
 
 
 def multiply(tile: Tile, weights: Weights, buffer: int, sums: Registers, tile_k: Number) -> None:

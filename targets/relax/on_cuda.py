@@ -17,11 +17,12 @@ import torch
 from sparsecc.errors import InvalidOption, TargetRefused
 from sparsecc.targets.cuda.build import kernel_name
 from sparsecc.targets.cuda.choice import CHOICES, CURVES
-from sparsecc.targets.cuda.config import ARCHES, Epilogue, KernelConfig, default_config, tile_for
+from sparsecc.targets.cuda.config import ARCHES, Epilogue, KernelConfig
 from sparsecc.targets.cuda.generate import body_of, signature
 from sparsecc.targets.cuda.grid import grid
 from sparsecc.targets.cuda.pack import pack
 from sparsecc.targets.cuda.problem import Conv, Problem
+from sparsecc.targets.cuda.tiles import default_config, tile_for
 from sparsecc.targets.cuda.tvm_build import Number, Tensor, emit_function
 from sparsecc.targets.relax.graph import fixed, sizes
 from sparsecc.targets.relax.llvm import output_size

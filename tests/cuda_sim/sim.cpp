@@ -266,7 +266,7 @@ void store_shared(uint32_t address, const uint32_t* values, int count) {
 }
 
 bool load_global(const void* address, void* values, int size, int count) {
-  if (!tensor_of("ld.global.nc", address, size * count, false)) return false;
+  if (!tensor_of("ld.global", address, size * count, false)) return false;
   memcpy(values, address, size * count);
   return true;
 }

@@ -114,7 +114,7 @@ void st_shared(uint32_t address, Values... values) {
 }
 
 template <class T, class... Registers>
-void ld_global_nc(const void* address, Registers&... registers) {  // a wider register is filled with zeros
+void ld_global(const void* address, Registers&... registers) {  // a wider register is filled with zeros
   T values[sizeof...(Registers)];
   if (!load_global(address, values, sizeof(T), sizeof...(Registers))) return;
   const T* from = values;

@@ -107,7 +107,7 @@ INSTRUCTIONS: list[tuple[str, Rule]] = [
     (r"cp\.async\.wait_group", lambda match, args: f"sim::cp_async_wait({args[0]})"),
     (r"ld\.shared(?:\.v(?P<vector>[24]))?\.(?P<type>u32)", _load("ld_shared")),
     (r"st\.shared(?:\.v(?P<vector>[24]))?\.(?P<type>u32)", _store("st_shared")),
-    (r"ld\.global\.nc(?:\.v(?P<vector>[24]))?\.(?P<type>u8|u16|u32|f32)", _load("ld_global_nc")),
+    (r"ld\.global(?:\.nc)?(?:\.v(?P<vector>[24]))?\.(?P<type>u8|u16|u32|f32)", _load("ld_global")),
     (r"st\.global(?:\.v(?P<vector>[24]))?\.(?P<type>u16|u32)", _store("st_global")),
     (r"ldmatrix\.sync\.aligned\.m8n8\.x4(\.trans)?\.shared\.b16", _ldmatrix),
     (
