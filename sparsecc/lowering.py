@@ -73,7 +73,7 @@ def _check_kept(group: Group, kept: npt.NDArray[Any]) -> None:
     if not count:
         raise InvalidOption(f"{name}: at least one position must stay")
     if count < group.least:
-        raise InvalidOption(f"{name}: {group.least} of its positions are picked, and {count} would stay")
+        raise InvalidOption(f"{name}: {group.least} of its positions have to stay, and {count} would")
     if kept.dtype == np.bool_:
         return
     if len(np.unique(kept)) != len(kept) or kept.min() < 0 or kept.max() >= size:
@@ -217,11 +217,19 @@ def _call_actions(call: Call, facts: Facts, keeps: Keeps) -> list[SetShape | Set
 
 
 def _squeezes(analysis: Analysis, keeps: Keeps) -> Iterator[SetAttr]:
-    """What squeezes drop, where an axis that they spare is left with one position."""
+    """What squeezes drop, where an axis that they spare is left with one position.
+
+    Raises PlanConflict where another one may have size 1 when the model runs.
+    """
     for call in analysis.solver.view.calls:
         spared = call.attrs.get("spared", ()) if call.op == "layout" else ()
         axes = analysis.solver.of(call, 0) if spared else ()
         if any(keeps.mask(axes[d]) is not None and keeps.count(axes[d]) == 1 for d in spared):
+            value = call.inputs[0]
+            if value is not None and any(value.is_dynamic(d) for d in spared):
+                raise PlanConflict(
+                    f"{call.describe()} drops axes of size 1, and another may have it, when the model runs"
+                )
             gone = [d for d in range(len(axes)) if d not in call.attrs["source"]]
             yield SetAttr(call.name, "squeezed", gone)
 

@@ -6,13 +6,14 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
 
-from sparsecc.api import prune
+from sparsecc.api import analyze, prune
 from sparsecc.errors import InvalidOption, SparseccError, UnsupportedModel
 from sparsecc.fx.capture import capture
 from sparsecc.fx.program_module import ProgramModule, program_module
@@ -721,15 +722,15 @@ def test_a_failing_export_is_told_by_its_error_alone(capfd: pytest.CaptureFixtur
 
 
 @pytest.mark.parametrize(
-    "squeeze",
+    ("squeeze", "left"),
     [
-        lambda y: y.squeeze(1),
-        lambda y: y.unsqueeze(3).squeeze(),
-        lambda y: y.unsqueeze(3).squeeze((1, 3)),
-        lambda y: torch.squeeze_copy(y, -2),
+        (lambda y: y.squeeze(1), 1),
+        (lambda y: y.unsqueeze(3).squeeze(), 2),  # the batch may be one, too
+        (lambda y: y.unsqueeze(3).squeeze((1, 3)), 1),
+        (lambda y: torch.squeeze_copy(y, -2), 1),
     ],
 )
-def test_squeezes_drop_no_axis_for_what_is_left_of_it(squeeze: Any) -> None:
+def test_squeezes_drop_no_axis_for_what_is_left_of_it(squeeze: Any, left: int) -> None:
     """Of three channels one is left, which the original squeeze would drop."""
 
     class Squeezed(nn.Module):
@@ -744,5 +745,38 @@ def test_squeezes_drop_no_axis_for_what_is_left_of_it(squeeze: Any) -> None:
     torch.manual_seed(0)
     result = prune(Squeezed().eval(), (torch.randn(2, 2, 6),), sparsity=0.9)
     assert result.certificate.status == "VERIFIED"
-    assert [int(d.kept.size) for d in result.plan.decisions] == [1]
+    assert [int(d.kept.size) for d in result.plan.decisions] == [left]
     right(result)
+
+
+def test_squeezes_that_may_drop_other_axes_keep_two_positions() -> None:
+    """A batch of one is dropped in the original too, which nobody knows when the plan is made."""
+
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Conv2d(3, 4, 3), nn.Linear(4, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.last(self.first(x).mean((2, 3), keepdim=True).squeeze())
+            return out
+
+    torch.manual_seed(0)
+    for batch in (1, 2):
+        model = Pooled().eval()
+        result = prune(model, (torch.randn(batch, 3, 8, 8),), sparsity=0.9)
+        assert result.certificate.status == "VERIFIED"
+        assert [int(d.kept.size) for d in result.plan.decisions] == [2]
+        for other in (1, 3):
+            x = torch.randn(other, 3, 8, 8)
+            assert result.model(x).shape == model(x).shape
+    with pytest.raises(InvalidOption, match="2 of its positions have to stay, and 1 would"):
+        lower(analyze(model, (x,)), {"first.weight[0]": np.arange(4) == 1})
+
+
+def test_a_squeeze_of_a_number_is_read() -> None:
+    class Summed(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.sum().squeeze(0).squeeze(-1)
+
+    assert not analyze(Summed(), (torch.randn(3),)).groups

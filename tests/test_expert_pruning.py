@@ -130,7 +130,7 @@ def test_as_many_stay_as_the_router_picks(style: type[Mixture]) -> None:
     assert result.model.router.weight.shape[0] == 3
     analysis = sparsecc.analyze(model, (x,))
     (group,) = [g for g in analysis.groups if g.kind == "expert"]
-    with pytest.raises(InvalidOption, match="3 of its positions are picked, and 2 would stay"):
+    with pytest.raises(InvalidOption, match="3 of its positions have to stay, and 2 would"):
         lower(analysis, {group.name: np.arange(5) < 2})
     with pytest.raises(InvalidOption, match="keep their order"):
         lower(analysis, {group.name: np.array([3, 2, 1, 0])})

@@ -58,7 +58,8 @@ class Group:
     """Positions that can only be removed together, in every parameter that holds them.
 
     ``residual``: later layers write to positions that earlier layers have read already (residual sums,
-    squeeze-and-excitation gates).  ``least``: how many have to stay (a router picks that many).
+    squeeze-and-excitation gates).  ``least``: how many have to stay (a router picks that many, or a
+    squeeze would drop an axis of one).
     """
 
     name: str
@@ -196,6 +197,7 @@ class Analysis:
                     members[part].append(Member(weight, axis))
         kinds = self._kinds()
         residual = self._residual()
+        several = {a for term in self.solver.several for a in self._atoms(term)}
         groups = [
             Group(
                 names[t],
@@ -204,7 +206,7 @@ class Analysis:
                 tuple(found),
                 t,
                 t in residual,
-                self.solver.places.least(t),
+                max(self.solver.places.least(t), 2 if t in several else 1),
             )
             for t, found in members.items()
         ]
@@ -285,8 +287,14 @@ class Analysis:
         return (term for term in self._picked if keeps.count(term) == 0)
 
     def feasible(self, kept: Mapping[str, Kept]) -> dict[str, Kept]:
-        """The choice with positions put back so that every axis keeps at least one."""
+        """The choice with positions put back: every group keeps enough, and every axis at least one."""
         out: dict[str, Kept] = dict(kept)
+        for group in self.groups:
+            if group.least > 1 and group.name in out:
+                mask = as_mask(out[group.name], group.size).copy()
+                if (lacking := group.least - int(mask.sum())) > 0:
+                    mask[np.flatnonzero(~mask)[:lacking]] = True
+                    out[group.name] = mask
         names = {resolve(g.term): g.name for g in self.groups}
         for term in self._picked:
             if self.keeps(out).count(term):

@@ -18,7 +18,10 @@ def layout(s: Solver, c: Call) -> list[Term]:
 
     Attribute ``spared``: axes that would be dropped if they had size 1.
     """
-    x = s.of(c, 0)
+    x, value = s.of(c, 0), c.inputs[0]
+    spared = c.attrs.get("spared", ())
+    if value is not None and any(value.is_dynamic(d) for d in spared):
+        s.several += [x[d] for d in spared]  # what is dropped is only known when it runs
     return [atom(1) if source is None else x[source] for source in c.attrs["source"]]
 
 

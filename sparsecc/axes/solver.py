@@ -65,6 +65,7 @@ class Solver:
         self.facts: dict[Call, Facts] = {}
         self.operands: dict[tuple[Call, int], Axes] = {}
         self.attentions: list[Attention] = []
+        self.several: list[Term] = []
         self.places = Positions()
         self.derived: dict[Call, None] = {}
         self._static: set[Value] = set()
@@ -282,10 +283,12 @@ class Solver:
     def _run_beside(self, view: View) -> None:
         """Couple and freeze; facts are about calls that are edited and checked."""
         facts, operands, attentions = dict(self.facts), dict(self.operands), list(self.attentions)
+        several = list(self.several)
         derived, routes, shares = dict(self.derived), list(self.places.routes), list(self.places.shares)
         self._run(view)
         self._freeze_outputs(view, "training output")
         self.facts, self.operands, self.attentions, self.derived = facts, operands, attentions, derived
+        self.several = several
         for route in self.places.routes[len(routes) :]:
             freeze(route.term, route.reason)
         self.places.routes, self.places.shares = routes, shares

@@ -164,7 +164,7 @@ def _unsqueezed(b: Bound, rank: int) -> list[int | None]:
 
 def _squeeze(b: Bound, s: Shapes) -> Spec:
     shape = s.of(b["self"])
-    dims = range(len(shape)) if b.get("dim") is None else [d % len(shape) for d in ints(b["dim"])]
+    dims = range(len(shape)) if b.get("dim") is None else [d % max(len(shape), 1) for d in ints(b["dim"])]
     source = [d for d in range(len(shape)) if not (d in dims and shape[d] == 1)]
     return Spec("layout", (b["self"],), {"source": source, "spared": [d for d in dims if d in source]})
 

@@ -156,7 +156,8 @@ class _Work:
         unread = hessian.diagonal() == 0
         self.inverse = inverse_factor_(dampen_(hessian, damping))
         self.columns = columns
-        self.w = weight.to(hessian.dtype).T.contiguous()
+        # A copy: the transpose of some matrices is contiguous, and the caller's own memory.
+        self.w = weight.to(hessian.dtype).T.clone(memory_format=torch.contiguous_format)
         self.w[unread] = 0
         self.allowed = None if allowed is None else allowed.T
         if self.allowed is not None:
