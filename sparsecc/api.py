@@ -258,7 +258,7 @@ def sensitivity(
     >>> net = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 4))
     >>> found = sensitivity(net, (torch.randn(2, 8),), calibration=[(torch.randn(32, 8),)])
     >>> [line.removed for line in found.lines], found.shares(0.25)
-    ([(2, 4, 6, 8)], {'0.weight[0]': 0.25})
+    ([(2, 4, 8, 12)], {'0.weight[0]': 0.25})
     """
     names = partial(_patterns, model)
     if isinstance(kinds, str) or not set(kinds) <= set(KINDS):

@@ -64,6 +64,12 @@ class RemovalPass(Pass):
         shares = dict(self.allocation)
         _check_groups(shares, analysis)
         left = [Skip(g.name, "the allocation does not name it") for g in groups if g.name not in shares]
+        known = {group.name for group in groups}
+        left += [
+            Skip(name, "no group of that name may lose positions here")
+            for name in shares
+            if name not in known
+        ]
         return by_shares(groups, ranking, shares, **rounding), left
 
     def _by_sensitivity(
@@ -75,7 +81,8 @@ class RemovalPass(Pass):
             return {}, []
         probe = Probe(MEASURED[str(self.allocation)], tried(self.sparsity))
         found = measured(statistics, analysis, ranking, groups, probe)
-        shares = found.shares(self.sparsity, multiple_of=self.multiple_of, min_keep=self.min_keep)
+        sparsity = min(self.sparsity, found.most)  # no more can go, whatever is asked for
+        shares = found.shares(sparsity, multiple_of=self.multiple_of, min_keep=self.min_keep)
         kept = by_shares(groups, ranking, shares, multiple_of=self.multiple_of, min_keep=self.min_keep)
         return kept, [Skip(line.group, line.why) for line in found.lines if line.why]
 

@@ -553,3 +553,30 @@ def test_a_reader_that_stops_is_no_error(tmp_path: Path, model: Path) -> None:
     )
     assert done.stdout.strip() == "0"
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "sensitivity net.onnx --calibration x=x.npy -o net.onnx",
+        "sensitivity net.onnx --calibration x=x.npy -o x.npy",
+        "prune net.onnx --calibration x=x.npy --saliency wanda -o a.onnx --plan-out x.npy",
+        "prune net.onnx --allocation table.json --sparsity 0.2 -o a.onnx --plan-out table.json",
+        "prune source:build -o source.py",
+        "compile net.onnx --target onnx --input x=x.npy -o x.npy",
+        "compile net.onnx --target onnx --calibration x=x.npy -o ./x.npy",
+        "run net.scc --input x=x.npy -o x.npy",
+    ],
+)
+def test_nothing_that_is_read_is_written_over(sparsecc_: Sparsecc, tmp_path: Path, arguments: str) -> None:
+    onnx.save(mlp(), tmp_path / "net.onnx")
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32))
+    assert sparsecc_("compile", "net.onnx", "--target", "onnx", "-o", "net.scc").code == 0
+    assert sparsecc_("sensitivity", "net.onnx", "--calibration", "x=x.npy", "-o", "table.json").code == 0
+    source = "from torch import nn, zeros\n\ndef build():\n    return nn.Linear(4, 4), (zeros(2, 4),)\n"
+    (tmp_path / "source.py").write_text(source)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    done = sparsecc_(*arguments.split())
+    assert done.code == 2
+    assert "cannot write" in done.err
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before

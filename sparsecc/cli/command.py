@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
+from sparsecc.cli.places import check_apart
+
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
@@ -139,6 +141,7 @@ def command(*stages: str) -> Callable[[Callable[..., int | None]], Callable[...,
             # Whatever libraries and models print must not mix with the result.
             with contextlib.redirect_stdout(sys.stderr):
                 try:
+                    check_apart(options)
                     code = function(current, **options) or OK
                     current.write(code)
                 except click.ClickException:

@@ -166,7 +166,12 @@ def _listing(artifact: Any) -> list[dict[str, str]]:
 @cli.command(help=f"Remove the least salient channels, neurons, heads and head dimensions.\n\n{MODEL}")
 @model_argument()
 @output_options
-@click.option("--sparsity", type=float, help="Share of the positions of every group to remove (default 0.5).")
+@click.option(
+    "--sparsity",
+    type=float,
+    help="Share of the positions of every group to remove (default 0.5); by sensitivity, of the parameters "
+    "that go with the groups, each counted by itself.",
+)
 @click.option(
     "--recipe", metavar="TEXT", help="Passes, such as 'ChannelPruning(sparsity=0.3); HeadPruning()'."
 )

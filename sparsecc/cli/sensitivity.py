@@ -9,6 +9,7 @@ import click
 
 from sparsecc.cli.command import Run, command
 from sparsecc.cli.options import MODEL, model_argument, ranking_options
+from sparsecc.errors import InvalidModel, InvalidOption
 
 
 @click.command(
@@ -31,7 +32,7 @@ from sparsecc.cli.options import MODEL, model_argument, ranking_options
     "shares",
     type=float,
     multiple=True,
-    help="A share of positions to try (several times; default 0.125, 0.25, 0.375, 0.5).",
+    help="A share of positions to try (several times; default 0.125, 0.25, 0.5, 0.75).",
 )
 @click.option("--batches", type=int, default=8, show_default=True, help="Batches that trials run on.")
 @click.option("--updates", is_flag=True, help="Update what is left by least squares before each trial.")
@@ -51,16 +52,15 @@ def sensitivity(
 ) -> None:
     """See the help of the command."""
     import sparsecc
-    from sparsecc.atomic import check_writable
     from sparsecc.cli import render
-    from sparsecc.cli.models import read_calibration, read_model
+    from sparsecc.cli.models import check_place, read_calibration, read_model
 
     if shares:
         options["shares"] = shares
     with run.progress() as stage:
         stage("capture")
         given = read_model(model, inputs, dims)
-        check_writable(output)
+        check_place(output, given)
         found = sparsecc.sensitivity(
             given.model,
             given.inputs,
@@ -84,4 +84,8 @@ def read_allocation(allocation: str, sparsity: float | None, options: dict[str, 
     from sparsecc.probing.table import Sensitivity
 
     rounding = {name: options[name] for name in ("multiple_of", "min_keep")}
-    return Sensitivity.load(Path(allocation)).shares(0.5 if sparsity is None else sparsity, **rounding)
+    try:
+        table = Sensitivity.load(Path(allocation))
+    except InvalidModel as error:
+        raise InvalidOption(f"--allocation: {error}") from error
+    return table.shares(0.5 if sparsity is None else sparsity, **rounding)

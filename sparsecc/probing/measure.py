@@ -30,7 +30,7 @@ from sparsecc.saliency import Saliency
 from sparsecc.transform import check_count, keep_count
 
 #: shares of a group that are tried
-SHARES = (0.125, 0.25, 0.375, 0.5)
+SHARES = (0.125, 0.25, 0.5, 0.75)
 #: what can be measured by name; ``loss`` is that of the calibration data
 LOSSES: dict[str, Divergence | None] = {"error": relative_error, "kl": kl, "loss": None}
 #: candidates that run side by side, each of which holds its activations and outputs
@@ -65,12 +65,12 @@ class Probe:
     updates: bool = False
 
     def __post_init__(self) -> None:
-        if not callable(self.loss) and self.loss not in LOSSES:
+        if not callable(self.loss) and not (isinstance(self.loss, str) and self.loss in LOSSES):
             known = ", ".join(LOSSES)
             raise InvalidOption(
                 f"loss={self.loss!r} is not known; there are {known}, or give a function of (outputs, batch)"
             )
-        wrong = not self.shares or not all(
+        wrong = not (isinstance(self.shares, (tuple, list)) and self.shares) or not all(
             isinstance(s, (int, float)) and not isinstance(s, bool) and 0 < s < 1 for s in self.shares
         )
         if wrong:
@@ -186,8 +186,15 @@ def _rises(
         if divergence is not None:
             return [divergence(outputs, before) for outputs in after]
         loss = probe.loss if callable(probe.loss) else source.data.loss_of
-        whole, *others = [float(loss(source.subject.structured(o), batch)) for o in (before, *after)]
+        whole, *others = [_number(loss(source.subject.structured(o), batch)) for o in (before, *after)]
         return [other - whole for other in others]
+
+
+def _number(found: Any) -> float:
+    try:
+        return float(found)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidOption(f"the loss has to give one number; it gave {type(found).__name__}") from error
 
 
 def _mean(trial: _Trial, rises: Sequence[float], probe: Probe) -> float:

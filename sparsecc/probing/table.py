@@ -72,18 +72,19 @@ class Sensitivity:
     def shares(self, sparsity: float, *, multiple_of: int = 1, min_keep: int = 1) -> dict[str, float]:
         """The share to remove of every group, for ``allocation`` of a pass.
 
-        Of all choices that remove ``sparsity`` of the parameters of these groups (to within one step of one
-        group, and never more) the one with the least sum of rises.  Widths are rounded as passes do it.
+        Of all choices that remove ``sparsity`` of the parameters that go with these groups (to within one
+        step of one group, and never more) the one with the least sum of rises.  Each group is counted by
+        itself: a matrix between two of them counts with both, so that chains of layers lose more of theirs
+        than that.  Widths are rounded as passes do it.
         Raises InvalidOption where the largest shares that were measured do not reach that.
         """
         check_share("sparsity", sparsity)
         check_count("multiple_of", multiple_of)
         check_count("min_keep", min_keep)
         whole = sum(line.size * line.parameters for line in self.lines)
-        measured = sum((max(line.removed, default=0) + 1) * line.parameters for line in self.lines)
-        if sparsity * whole > measured:  # counts are rounded down, by less than one position
+        if sparsity > self.most:
             raise InvalidOption(
-                f"sparsity={sparsity}: what was measured ends at {measured / whole:.3g} of the parameters; "
+                f"sparsity={sparsity}: what was measured ends at {self.most:.3g} of the parameters; "
                 "measure larger shares, with sparsecc.sensitivity(..., shares=...)"
             )
         counts = [line.counts(multiple_of, min_keep) for line in self.lines]
@@ -96,6 +97,13 @@ class Sensitivity:
             line.group: offered[pick] / line.size
             for line, offered, pick in zip(self.lines, counts, picks, strict=True)
         }
+
+    @property
+    def most(self) -> float:
+        """The largest share of parameters that ``shares`` takes: counts were rounded down."""
+        whole = sum(line.size * line.parameters for line in self.lines)
+        measured = sum((max(line.removed, default=0) + 1) * line.parameters for line in self.lines)
+        return measured / whole if whole else 1.0
 
     def predicted(self, shares: Mapping[str, float]) -> float:
         """The sum of the rises of groups that lose these shares, as if each did so alone."""
@@ -113,8 +121,8 @@ class Sensitivity:
                 Line(**{**line, "removed": tuple(line["removed"]), "rises": tuple(map(float, line["rises"]))})
                 for line in document["lines"]
             )
-            if any(len(line.removed) != len(line.rises) for line in lines):
-                raise ValueError("counts and rises do not belong together")
+            if wrong := next((line for line in lines if not _sound(line)), None):
+                raise ValueError(f"the figures of {wrong.group!r} cannot be")
             return cls(**{**document, "lines": lines})
         except (KeyError, TypeError, ValueError) as error:
             raise InvalidModel(f"this is no sensitivity, or it is damaged: {error}") from error
@@ -128,9 +136,15 @@ class Sensitivity:
     def load(cls, path: str | os.PathLike[str]) -> Sensitivity:
         """Inverse of ``save``; raises InvalidModel for anything else."""
         try:
-            return cls.from_json(json.loads(Path(path).read_bytes()))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+            document = json.loads(Path(path).read_bytes())
+        except OSError as error:
+            raise InvalidModel(f"{path} cannot be read: {error.strerror}") from error
+        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
             raise InvalidModel(f"{path}: this is no sensitivity, or it is damaged: {error}") from error
+        try:
+            return cls.from_json(document)
+        except InvalidModel as error:
+            raise InvalidModel(f"{path}: {error}") from error
 
     def __str__(self) -> str:
         rows = [
@@ -149,3 +163,16 @@ class Sensitivity:
             f"rise of the {self.loss}, mean of {self.batches} batches, least salient by {self.saliency}\n"
             + table(head, rows)
         )
+
+
+def _sound(line: Line) -> bool:
+    """Whether the figures of a line can be those of a group."""
+    numbers = (line.size, line.least, line.parameters, *line.removed)
+    return (
+        all(isinstance(n, int) and not isinstance(n, bool) for n in numbers)
+        and line.size > 0
+        and line.parameters >= 0
+        and all(0 < count <= line.size for count in line.removed)
+        and len(line.removed) == len(line.rises)
+        and bool(np.isfinite(line.rises).all())
+    )
