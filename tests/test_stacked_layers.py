@@ -309,6 +309,38 @@ def test_routed_experts_are_pruned_for_the_rows_that_they_get(name: str) -> None
             assert (stack.reshape(-1, 4) != 0).sum(1).le(2).all()
 
 
+def test_mixtures_of_sixteen_bits_are_verified() -> None:
+    model = mixture("Mixtral", **MIXTURES["Mixtral"]).bfloat16()
+    batches = [{"input_ids": torch.randint(3, 96, (2, 9))} for _ in range(2)]
+    found = sparsecc.prune(model, batches[0], recipe="Wanda(sparsity=0.5)", calibration=batches)
+    assert found.certificate.status == "VERIFIED"
+
+
+@pytest.mark.parametrize("rows", ["equal", "relative"])
+def test_rows_of_another_routing_are_not_compared(rows: str) -> None:
+    """Where earlier layers were pruned, an expert reads other tokens than in the original model."""
+    model = mixture("Mixtral", **MIXTURES["Mixtral"])
+    batches = [{"input_ids": torch.randint(3, 96, (2, 9))} for _ in range(4)]
+    recipe = f"ChannelPruning(sparsity=0.25); Reconstruction(rows='{rows}', damping=0.1)"
+    found = sparsecc.prune(model, batches[0], recipe=recipe, calibration=batches)
+    assert found.certificate.status == "VERIFIED"
+
+
+def test_a_parameter_that_is_stacked_in_two_ways_is_left_with_a_reason() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = nn.Parameter(torch.randn(4, 4, 8))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.einsum("ebk,eok->ebo", x, self.w) + torch.einsum("obk,eok->ebo", x, self.w)
+
+    x = torch.randn(4, 5, 8)
+    found = sparsecc.prune(Twice(), (x,), recipe="Wanda(sparsity=0.5)", calibration=[(x,)])
+    assert not (found.model.w == 0).any()
+    assert [skip.reason for skip in found.plan.skips] == ["products stack it along different axes"]
+
+
 def test_all_of_a_mixture_is_pruned() -> None:
     """No product of the model is left out."""
     model = mixture("Mixtral", **MIXTURES["Mixtral"])

@@ -238,10 +238,13 @@ def readings(analysis: Analysis) -> Readings:
             continue
         every = list(_products(analysis, readers, name, value))
         reasons = [r for r in every if isinstance(r, str)]
+        products = tuple(r for r in every if isinstance(r, Reading))
         if reasons:
             why[name] = reasons[0]
-        elif every:
-            found[name] = tuple(r for r in every if isinstance(r, Reading))
+        elif len({tuple(axis for axis, _ in r.stack) for r in products}) > 1:
+            why[name] = "products stack it along different axes"
+        elif products:
+            found[name] = products
     return Readings(found, why)
 
 

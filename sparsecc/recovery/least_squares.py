@@ -149,7 +149,9 @@ def _updated(
     weight = recovery.current(reading.weight)
     matrix = reading.matrix(weight)
     columns = _columns(recovery, reading, weight.shape)
-    towards = moment.original or moment.pruned
+    # Rows that a router deals are other ones where it sees other numbers.
+    beside = moment.original if reading.ends is None else ()
+    towards = beside or moment.pruned
     bias = _bias(recovery, reading)
     weigh = relative(reading, matrix, towards) if options.rows == "relative" else equal
     held = -(-len(moment.pruned) // 8) if options.damping is None and len(moment.pruned) > 1 else 0

@@ -123,6 +123,8 @@ class ProgramRunner:
             return self._cast(node.target(*_as_stored(node, args), **kwargs))  # type: ignore[operator]
         if self.dtype is not None:
             args, kwargs = self._promote(args), self._promote(kwargs)
+            if (wide := _WIDE.get(node.target)) is not None:
+                return wide(*args, **kwargs)
         return node.target(*args, **kwargs)  # type: ignore[operator]
 
     def _promote(self, value: Any) -> Any:
@@ -135,6 +137,27 @@ class ProgramRunner:
         if isinstance(value, dict):
             return {k: self._promote(v) for k, v in value.items()}
         return value
+
+
+def _grouped(
+    x: torch.Tensor,
+    w: torch.Tensor,
+    offs: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """x[S,K] w[E,K,N] -> y[S,N], row by row with the matrix before whose end it lies."""
+    if x.dim() != 2 or w.dim() != 3 or offs is None or bias is not None:
+        return torch.ops.aten._grouped_mm.default(x, w, offs, bias, out_dtype)  # type: ignore[no-any-return]
+    ends = [int(end) for end in offs]
+    out = x.new_zeros(len(x), w.shape[2])
+    for matrix, start, end in zip(w, [0, *ends[:-1]], ends, strict=True):
+        out[start:end] = x[start:end] @ matrix
+    return out
+
+
+#: operators that take no float64, and what computes them in it
+_WIDE: Mapping[Any, Callable[..., torch.Tensor]] = {torch.ops.aten._grouped_mm.default: _grouped}
 
 
 def _reads_bits(node: Node) -> bool:
