@@ -362,7 +362,8 @@ def page(rows: Sequence[Row], about: dict[str, str]) -> str:
         "",
         "## Linear layers of Llama and Qwen models of 1B to 8B parameters",
         "",
-        "Median ratio, and the least and the largest, over twelve sizes:",
+        "With the tile that a layer gets: median ratio, the least and the largest, over twelve sizes.",
+        f"In int8 cuBLASLt and cuSPARSELt get {_PAD} rows at least, which is what they take.",
         "",
         *summary(rows),
         "",
@@ -389,7 +390,9 @@ def summary(rows: Sequence[Row]) -> list[str]:
     lines = ["| dtype | tokens | over dense | over cuSPARSELt |", "|---|---|---|---|"]
     for dtype, tokens in itertools.product(dict.fromkeys(r.dtype for r in rows), TOKENS):
         some = [r for r in rows if (r.dtype, r.tokens) == (dtype, tokens) and (r.out, r.k) in LINEARS]
-        dense, other = [r.dense / r.ours for r in some], [r.sparse / r.ours for r in some if r.sparse]
+        times = [float(built(r)[-1]) for r in some]
+        dense = [r.dense / ours for r, ours in zip(some, times, strict=True)]
+        other = [r.sparse / ours for r, ours in zip(some, times, strict=True) if r.sparse]
         if len(some) == len(LINEARS):
             lines.append(f"| {dtype} | {tokens} | {_spread(dense)} | {_spread(other)} |")
     return lines

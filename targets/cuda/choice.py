@@ -129,7 +129,7 @@ def _modelled(layer: Layer, arch: str, dtype: str) -> tuple[float, str]:
     """
     found = None if layer.conv is not None else gain(arch, dtype, layer.rows, layer.out, layer.k)
     if found is not None:
-        return found.ratio, f"{found.ratio:.2f}x measured with {found.out} x {found.k} on {found.gpu}"
+        return found.ratio, str(found)
     curve, gpu = (INT8_CURVES if dtype == "int8" else CURVES)[arch], GPUS[arch]
     dense, sparse = (
         roof(

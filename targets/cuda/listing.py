@@ -14,7 +14,6 @@ from sparsecc.targets.cuda.build import Kernel
 from sparsecc.targets.cuda.choice import UNMEASURED
 from sparsecc.targets.cuda.config import OUTPUT_BYTES
 from sparsecc.targets.cuda.launch import chosen, device_for, kernels_of
-from sparsecc.targets.cuda.measured import measured_on
 from sparsecc.targets.cuda.roofline import GPUS, Gpu, Roof, roof
 
 LAYERS = "layers.json"
@@ -107,9 +106,14 @@ def summary(artifact: Artifact) -> list[str]:
         notes.append(
             "no GPU here runs the kernels: they were compiled, the artifact was checked in its CPU form"
         )
-    if sparse and not measured_on(TargetSpec.parse(artifact.target).arch):
-        notes.append("the speed of the kernels has not been measured on hardware")
+    if not all(_timed(entry["why"]) for entry in layers if entry["sparse"]):
+        notes.append("the speed of the kernels has not been measured on hardware, at these sizes")
     return notes
+
+
+def _timed(why: str) -> bool:
+    """Whether a layer was chosen for times of these kernels."""
+    return not why.startswith(UNMEASURED) and ("x measured: " in why or "were measured on" in why)
 
 
 #: of a dense layer, whose rows are those of the example inputs

@@ -20,7 +20,7 @@ _ALIKE = {"fp16": "bf16"}
 """Element types whose products take as long as those of another."""
 
 _BEYOND = 2.0
-"""By what factor a size may lie outside of what was measured."""
+"""By what factor each size may differ from the nearest that was measured."""
 
 _FEWEST = 3
 """Numbers of tokens that a weight has to be measured with."""
@@ -28,29 +28,33 @@ _FEWEST = 3
 
 @dataclass(frozen=True, slots=True)
 class Gain:
-    """Dense over sparse time, of a weight of the nearest size, on a GPU."""
+    """Dense over sparse time, of a weight of the nearest size, in an element type, on a GPU."""
 
     ratio: float
     out: int
     k: int
+    dtype: str
     gpu: str
+
+    def __str__(self) -> str:
+        size = f"{self.out} x {self.k} in {self.dtype}"
+        return f"{self.ratio:.2f}x expected, from products with {size} that were measured on {self.gpu}"
 
 
 def gain(arch: str, dtype: str, rows: int, out: int, k: int) -> Gain | None:
     """The gain for a product, between numbers of tokens that were measured; None where none are near."""
-    gpu, sizes = _table(arch, _ALIKE.get(dtype, dtype))
+    kind = _ALIKE.get(dtype, dtype)
+    gpu, sizes = _table(arch, kind)
     if not sizes or rows < 1:
         return None
-    tokens = [count for times in sizes.values() for count in times]
-    known = (tokens, [size[0] for size in sizes], [size[1] for size in sizes])
-    for value, all_of in zip((rows, out, k), known, strict=True):
-        if not min(all_of) / _BEYOND <= value <= max(all_of) * _BEYOND:
-            return None
     nearest = min(sizes, key=lambda size: (log2(size[0] / out) ** 2 + log2(size[1] / k) ** 2, size))
     times = sizes[nearest]
     counts = sorted(times)
+    limits = ((out, nearest[0], nearest[0]), (k, nearest[1], nearest[1]), (rows, counts[0], counts[-1]))
+    if any(not least / _BEYOND <= value <= most * _BEYOND for value, least, most in limits):
+        return None
     ratio = 2.0 ** float(np.interp(log2(rows), [log2(n) for n in counts], [log2(times[n]) for n in counts]))
-    return Gain(ratio, *nearest, gpu)
+    return Gain(ratio, *nearest, kind, gpu)
 
 
 def measured_on(arch: str) -> str:

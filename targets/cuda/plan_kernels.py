@@ -45,6 +45,8 @@ def wanted(layer: Layer, asked: str | None, arch: str, *, varies: bool, best: st
     dtype = element_of(layer, asked)
     least = 1 if layer.conv is None else _FEWEST_PIXELS
     counts = (layer.rows, _FEW, _MANY) if varies else (layer.rows,)
+    if best and made(best, layer, dtype) is None:
+        best = ""
     tiles: list[str] = []
     for place, rows in enumerate(counts):
         if best and not place:

@@ -25,6 +25,7 @@ from torch import Tensor
 from sparsecc.atomic import atomic_write
 from sparsecc.errors import InvalidModel, TargetRefused
 from sparsecc.targets.cuda.layers import Layer
+from sparsecc.targets.cuda.tiles import geometry
 
 _ROUNDS, _REPEATS = 9, 10
 
@@ -114,7 +115,8 @@ def _key(layer: Layer, dtype: str) -> str:
     epilogue = layer.epilogue
     parts = [name for name in ("scale", "bias", "residual") if getattr(epilogue, name)]
     conv = "" if layer.conv is None else str(asdict(layer.conv))
-    return f"{dtype} {layer.out}x{layer.k} rows {layer.rows} {'+'.join([*parts, epilogue.activation])}{conv}"
+    work = f"{dtype} {layer.out}x{layer.k} rows {layer.rows} {'+'.join([*parts, epilogue.activation])}{conv}"
+    return f"{work} tiles {geometry()}"
 
 
 # -- the GPU ------------------------------------------------------------------------------------------
