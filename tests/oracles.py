@@ -16,7 +16,7 @@ from sparsecc.axes.terms import Keep
 from sparsecc.fx.subject import TorchSubject
 from sparsecc.plan import Plan, Take
 from sparsecc.reference.masked import Masked
-from sparsecc.reference.torch_run import ProgramRunner, masked_hook
+from sparsecc.reference.torch_run import ProgramRunner, default_dtype, masked_hook
 
 
 def leaves(tree: Any) -> list[Any]:
@@ -57,7 +57,7 @@ def _wide(value: Any) -> Any:
 
 def forward64(model: nn.Module, inputs: Any) -> list[Any]:
     """Flat outputs of the module's own forward, in float64 whatever it says, and in evaluation mode."""
-    with Widening():
+    with Widening(), default_dtype(torch.float64):
         return call(copy.deepcopy(model).double().eval(), widened(inputs))
 
 

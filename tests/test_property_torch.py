@@ -131,6 +131,11 @@ def check_empty(net: Net, subject: TorchSubject) -> None:
     assert error(call(applied.model, inputs), call(net, inputs)) == 0
 
 
+def test_numbers_that_are_made_without_a_type_are_as_wide_as_the_reference_has_them() -> None:
+    net = Net([("project", 0, 0, 1), ("buffered", 1, 0, 0), ("linspace", 0, 0, 0)], "table", 0, 0)
+    check(net, TorchSubject(net, net.examples), 0)
+
+
 @settings(settings() if NIGHTLY else settings(max_examples=20, phases=PHASES))
 @given(nets(), st.integers(0, 99), st.sampled_from(["2:4", "1:2", "1:3", None]), st.booleans())
 def test_any_network_computes_masked_semantics(
