@@ -580,3 +580,10 @@ def test_nothing_that_is_read_is_written_over(sparsecc_: Sparsecc, tmp_path: Pat
     assert done.code == 2
     assert "cannot write" in done.err
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+
+
+def test_sensitivity_says_that_it_needs_data(sparsecc_: Sparsecc, tmp_path: Path) -> None:
+    onnx.save(mlp(), tmp_path / "net.onnx")
+    done = sparsecc_("sensitivity", "net.onnx", "-o", "table.json")
+    assert done.code == 2
+    assert "--calibration is needed: give NAME=FILE.npy" in done.err

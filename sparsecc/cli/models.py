@@ -187,6 +187,8 @@ def read_calibration(items: Sequence[str], size: int) -> list[dict[str, torch.Te
     import torch
 
     arrays = read_inputs(items, "--calibration")
+    if not arrays:
+        raise InvalidOption("--calibration is needed: give NAME=FILE.npy for every input of the model")
     lengths = {name: len(array) if array.ndim else 0 for name, array in arrays.items()}
     if len(set(lengths.values())) != 1 or not min(lengths.values()):
         told = ", ".join(f"{name} {count}" for name, count in lengths.items())
