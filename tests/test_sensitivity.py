@@ -23,7 +23,7 @@ from sparsecc.fx.to_onnx import to_onnx
 from sparsecc.lowering import lower
 from sparsecc.passes import PASSES, ChannelPruning, Reconstruction
 from sparsecc.pipeline import decide, open_subject
-from sparsecc.probing import Line, Sensitivity, measure
+from sparsecc.probing import Line, Sensitivity, measure, tried
 from sparsecc.probing.budget import Option, cheapest
 from sparsecc.probing.side_by_side import Candidate, outputs_beside
 from sparsecc.recipe import parse, text
@@ -368,7 +368,9 @@ def test_a_pass_measures_and_allocates(allocation: str, dialect: str) -> None:
     assert result.certificate.status == "VERIFIED"
     assert any("sensitivity, trials 1 to 8 of " in stage for stage in told)
     loss = {"sensitivity": "error"}.get(allocation, allocation.partition(":")[2])
-    table = sparsecc.sensitivity(model, given_inputs, calibration=data, loss=loss, residual=False)
+    table = sparsecc.sensitivity(
+        model, given_inputs, calibration=data, loss=loss, residual=False, shares=tried(0.25)
+    )
     shares = table.shares(0.25)
     for group in result.report.groups:
         assert group.size - group.kept == round(shares.get(group.group, 0) * group.size)
