@@ -64,8 +64,9 @@ class Reading:
     def name(self) -> str:
         """Equal where ``source`` is, as text."""
         value = self.call.inputs[self.place]
-        alone = self.is_conv or self.stack or value is None
-        return self.call.name if alone else f"{value.name}[{self.along}]"  # type: ignore[union-attr]
+        if self.is_conv or self.stack or value is None:
+            return self.call.name
+        return f"{value.name}[{self.along}]"
 
     def matrix(self, weight: torch.Tensor) -> torch.Tensor:
         """The stored weight as ``[G, O/G, K]``."""
@@ -299,7 +300,10 @@ def _stack(call: Call, operand: int, place: int, dims: tuple[int | None, ...]) -
     stacked = {d: axis for d, axis in found.items() if value.shape[d] > 1}
     if stacked and call.op not in _STACKING:
         return f"{call.describe()} reads a batch of matrices"
-    return tuple((dims[d], axis) for d, axis in stacked.items() if dims[d] is not None)  # type: ignore[misc]
+    pairs = [(stored, axis) for d, axis in stacked.items() if (stored := dims[d]) is not None]
+    if len(pairs) < len(stacked):
+        return f"{call.describe()} stacks it along an axis that the stored weight does not have"
+    return tuple(pairs)
 
 
 #: operators whose weight may be a stack of matrices

@@ -35,6 +35,7 @@ from sparsecc.fx.reader import read, unread, where
 from sparsecc.fx.training import misfit, training_program
 from sparsecc.fx.weights import exact_weights, substituted, under
 from sparsecc.graph import View
+from sparsecc.memory import out_of_memory
 from sparsecc.plan import Bypass, Fold, Mask, Plan, SetModule, Take, Write
 from sparsecc.reference.masked import Masked
 from sparsecc.reference.node_checks import check_nodes
@@ -333,6 +334,8 @@ class TorchSubject(Subject):
         try:
             ProgramRunner(program).run(inputs, hook=hook)
         except Exception as failure:  # whatever the operators raise
+            if out_of_memory(failure):
+                raise
             raise Diverged(place, f"is run for nothing, and fails: {failure}") from failure
 
     @property

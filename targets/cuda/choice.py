@@ -81,7 +81,10 @@ UNMEASURED = "not measured here; "
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What was chosen for a layer and why; ``expected`` is the speed-up, 0 where none is known."""
+    """What was chosen for a layer and why; ``expected`` is the speed-up, 0 where none is known.
+
+    ``timed``: it follows from times of these kernels.
+    """
 
     layer: str
     weight: str
@@ -92,6 +95,7 @@ class Choice:
     expected: float
     why: str
     tile: str = ""
+    timed: bool = False
 
     def __str__(self) -> str:
         size = f"{self.weight} [{self.out} x {self.k}], {self.rows} rows"
@@ -107,9 +111,9 @@ def choose(layer: Layer, arch: str, how: str, dtype: str = "fp16", measure: Mete
     if how not in CHOICES:
         raise InvalidOption(f"choose must be one of {', '.join(CHOICES)}; got {how!r}")
 
-    def made(sparse: bool, expected: float, why: str, tile: str = "") -> Choice:
+    def made(sparse: bool, expected: float, why: str, tile: str = "", timed: bool = False) -> Choice:
         size = (layer.out, layer.k, layer.rows)
-        return Choice(layer.name, layer.weight, *size, sparse, expected, why, tile)
+        return Choice(layer.name, layer.weight, *size, sparse, expected, why, tile, timed)
 
     if layer.refusal:
         return made(False, 0.0, layer.refusal)
@@ -118,18 +122,15 @@ def choose(layer: Layer, arch: str, how: str, dtype: str = "fp16", measure: Mete
     times = measure(layer, dtype) if how == "measured" and measure is not None else None
     if times is not None:
         why = f"{times.ratio:.2f}x measured: {times.dense:.1f} us dense, {_best(times)}"
-        return made(times.ratio > 1.0, times.ratio, why, times.best)
-    expected, why = _modelled(layer, arch, dtype)
-    return made(expected > 1.0, expected, (UNMEASURED if how == "measured" else "") + why)
+        return made(times.ratio > 1.0, times.ratio, why, times.best, timed=True)
+    known = None if layer.conv is not None else gain(arch, dtype, layer.rows, layer.out, layer.k)
+    expected, why = _modelled(layer, arch, dtype) if known is None else (known.ratio, str(known))
+    said = (UNMEASURED if how == "measured" else "") + why
+    return made(expected > 1.0, expected, said, timed=known is not None)
 
 
 def _modelled(layer: Layer, arch: str, dtype: str) -> tuple[float, str]:
-    """What was measured for a product like this, or else the lower of what was published for its size and of
-    what bytes, peaks and launches allow.
-    """
-    found = None if layer.conv is not None else gain(arch, dtype, layer.rows, layer.out, layer.k)
-    if found is not None:
-        return found.ratio, str(found)
+    """The lower of what was published for a product of this size and what bytes, peaks and launches allow."""
     curve, gpu = (INT8_CURVES if dtype == "int8" else CURVES)[arch], GPUS[arch]
     dense, sparse = (
         roof(

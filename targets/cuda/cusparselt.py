@@ -5,7 +5,8 @@
 It multiplies products of layers without convolutions whose sizes PyTorch takes (multiples of 16); bias,
 activation and residual follow in torch.  Its products come out in the element type, so that sums are rounded
 once more than by the kernels of this package.  Weights are compressed from the artifact's when first used.
-Its own calls gave right results in bfloat16 and int8 on an H100 (docs/gpu.md).
+PyTorch's two functions, as the benchmark calls them, gave right results in bfloat16 on an H100
+(docs/gpu.md); this module has not run there.
 """
 
 from __future__ import annotations
