@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sparsecc.targets  # noqa: F401  (fills the table of targets)
 from sparsecc.apply import check_fits
@@ -26,7 +26,7 @@ from sparsecc.passes import (
     SparseGPT,
     known,
 )
-from sparsecc.patterns.lacking import lacking_note
+from sparsecc.patterns.lacking import lacking_note, spared_note, without_gain
 from sparsecc.pipeline import Progress, Pruned, Ranking, open_subject, run, settle, silent
 from sparsecc.plan import Plan
 from sparsecc.probing import SHARES, Probe, Sensitivity, measured
@@ -35,10 +35,13 @@ from sparsecc.recovery.needs import needed
 from sparsecc.saliency import Criterion, Saliency, criterion
 from sparsecc.selection import KINDS, select
 from sparsecc.subject import Arguments, Subject
-from sparsecc.target import Executor, TargetTable, require_accepted, resolve
+from sparsecc.target import Executor, Target, TargetSpec, TargetTable, require_accepted, resolve
 from sparsecc.target import targets as _targets
 from sparsecc.transform import Pass, check_share
 from sparsecc.verification import Certificate, certify
+
+if TYPE_CHECKING:
+    from sparsecc.onnxfile.model import OnnxFile
 
 __all__ = [
     "Compiled",
@@ -324,7 +327,8 @@ def compile(
 
     Without a recipe only channels that never matter are removed; a pattern in the target (``onnx-2:4``)
     is put into layers that lack it, by magnitude, or with ``calibration`` data by SparseGPT, and a note on
-    standard error says how much that kept.
+    standard error says how much that kept.  A target that knows which layers gain by it (``sm90-2:4``) leaves
+    the others as they are.
     With a recipe nothing is added to it, and the note names the layers that lack the pattern.  A bare
     nn.Module without example inputs is compiled at its first call.  ``saliency`` and ``calibration`` are
     those of ``prune``.  ``latency`` measures the original against the artifact.  Raises what ``prune``
@@ -339,7 +343,7 @@ def compile(
     import torch
 
     resolve(target, options)  # an unknown target is an error before anything is captured
-    passes = _passes_for(target, recipe, calibration is not None)
+    passes = None if recipe is None else steps(recipe, known())
     chosen = criterion(saliency)
     build = partial(
         _build,
@@ -347,6 +351,7 @@ def compile(
         target=target,
         options=options,
         passes=passes,
+        has_data=calibration is not None,
         ranking=partial(_ranked, criterion=chosen, calibration=calibration, progress=progress),
         dynamic_shapes=dynamic_shapes,
         latency=latency,
@@ -369,13 +374,25 @@ def targets() -> TargetTable:
     return _targets()
 
 
-def _passes_for(target: str, recipe: Recipe | None, has_data: bool) -> list[Pass]:
-    _, spec = resolve(target)
-    if recipe is not None:
-        return steps(recipe, known())
+def _passes_for(
+    back_end: Target, spec: TargetSpec, subject: Subject, has_data: bool
+) -> tuple[list[Pass], Iterator[str]]:
+    """What is done without a recipe, and notes: a target's pattern goes where the target would use it."""
     if spec.pattern is None:
-        return [DeadChannelElimination()]
-    return [SparseGPT(pattern=spec.pattern) if has_data else NMPattern(pattern=spec.pattern)]
+        return [DeadChannelElimination()], iter(())
+    kind = SparseGPT if has_data else NMPattern
+    gaining = back_end.gaining(partial(_as_it_is, subject), spec)
+    if gaining is None:
+        return [kind(pattern=spec.pattern)], iter(())
+    spared = without_gain(subject, gaining)
+    return [kind(pattern=spec.pattern, exclude=tuple(spared))], spared_note(spared, gaining, spec.pattern)
+
+
+def _as_it_is(subject: Subject) -> tuple[OnnxFile, dict[str, tuple[int, ...]]]:
+    """A model as the targets take it, before anything is pruned, and sizes of its inputs."""
+    found = settle(subject, [], verify=False)
+    file, _ = lowered(found.subject, found.applied)
+    return file, example_sizes(subject, file)
 
 
 def _build(
@@ -384,7 +401,8 @@ def _build(
     *,
     target: str,
     options: Mapping[str, Any] | None,
-    passes: Sequence[Pass],
+    passes: Sequence[Pass] | None,
+    has_data: bool,
     ranking: Ranking,
     dynamic_shapes: Any,
     latency: bool,
@@ -395,10 +413,12 @@ def _build(
     progress("capture")
     subject: Subject = open_subject(model, example_inputs, dynamic_shapes=dynamic_shapes)
     require_accepted(back_end, spec, subject.view)
-    result = settle(subject, passes, verify=verify, saliency=ranking, progress=progress)
-    if spec.pattern is not None:
-        notes = (*result.report.notes, *lacking_note(subject, result.plan, spec.pattern))
-        result.report = replace(result.report, notes=notes)
+    notes: Iterator[str] | None
+    chosen, notes = (passes, None) if passes is not None else _passes_for(back_end, spec, subject, has_data)
+    result = settle(subject, chosen, verify=verify, saliency=ranking, progress=progress)
+    if notes is None:
+        notes = lacking_note(subject, result.plan, spec.pattern)
+    result.report = replace(result.report, notes=(*result.report.notes, *notes))
     progress("lower")
     model_file, signature = lowered(result.subject, result.applied)
     progress("build")

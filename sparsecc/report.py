@@ -201,7 +201,7 @@ def pattern_notes(patterns: Sequence[Pattern]) -> list[str]:
         here = [p for p in patterns if p.pattern == name]
         pruned = [p for p in here if p.state == "pruned"]
         if all(p.state == "dense" for p in here):
-            lack = f"can have the pattern {name}" if as_nm(name) else f"was given zeros ({name})"
+            lack = f"was given the pattern {name}" if as_nm(name) else f"was given zeros ({name})"
             notes.append(f"no layer {lack}; the report says why each is left dense")
         if pruned:
             count = f"{len(pruned)} layers were" if len(pruned) > 1 else "1 layer was"

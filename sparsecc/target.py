@@ -16,7 +16,7 @@ import importlib.metadata
 import importlib.util
 import inspect
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -157,6 +157,16 @@ class Target(abc.ABC):
         ``sizes`` are those of the example inputs by name, for what depends on how large dynamic ones are.
         Raises ``TargetRefused`` where the model turns out not to run on the target.
         """
+
+    def gaining(
+        self, lower: Callable[[], tuple[OnnxFile, Mapping[str, Sequence[int]]]], spec: TargetSpec
+    ) -> Mapping[str, str] | None:
+        """What the pattern of ``spec`` would do for a model: by weight, '' where the target would use it.
+
+        Otherwise why not: such a weight, and one that is not named, need not be pruned.  None, the default:
+        the target cannot tell.  ``lower`` makes what ``build`` takes: the model, and sizes of its inputs.
+        """
+        return None
 
     @abc.abstractmethod
     def executor(self, artifact: Artifact, *, threads: int | None = None) -> Executor:

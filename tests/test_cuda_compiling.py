@@ -144,6 +144,63 @@ def test_example_inputs_decide_whether_the_pattern_pays(
     assert rows_of(sparsecc.load(out)) == [(rows, pays)]
 
 
+# -- what is pruned ----------------------------------------------------------------------------------
+
+
+class Mixed(nn.Module):
+    """Products of which some gain by 2:4 on an H100 with few rows, and some no kernel takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(2)
+        self.large = nn.Linear(1024, 1024)
+        self.shared = nn.Linear(1024, 1024)
+        self.small = nn.Linear(1024, 12)
+        self.volume = nn.Conv3d(4, 8, 1)
+        self.lopsided = nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), nn.Conv2d(8, 8, 2))
+        self.stack = nn.Parameter(torch.randn(2, 512, 64) / 20)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        y = self.shared(torch.relu(self.shared(torch.relu(self.large(x)))))
+        cube = torch.relu(self.volume(y[:, :512].reshape(-1, 4, 2, 8, 8)))
+        rows = torch.einsum("brk,rko->bro", y.reshape(-1, 2, 512), self.stack)
+        return self.small(y), self.lopsided(cube[:, :, 0]), rows
+
+
+@pytest.mark.parametrize("onnx_file", [False, True])
+@pytest.mark.parametrize(
+    ("target", "options", "wanted"),
+    [
+        ("sm90-2:4-bf16", None, {"large.weight", "shared.weight"}),
+        ("sm90-2:4-bf16", ALWAYS, {"large.weight", "shared.weight", "small.weight", "lopsided.1.weight"}),
+        ("sm80-2:4", None, set()),
+    ],
+)
+def test_what_would_stay_dense_keeps_its_weights(
+    onnx_file: bool, target: str, options: dict[str, str] | None, wanted: set[str]
+) -> None:
+    """Without a recipe exactly those weights are pruned that run sparse, by what the artifact holds."""
+    pytest.importorskip("tvm")
+    model, x = Mixed().eval(), torch.randn(8, 1024)
+    given: Any = to_onnx(torch.export.export(model, (x,))) if onnx_file else model
+    compiled = sparsecc.compile(given, {"x": x} if onnx_file else (x,), target=target, options=options)
+    assert compiled.certificate.status == "VERIFIED"
+    pruned_ones = {action.weight for action in compiled.plan.actions}
+    rows = json.loads(compiled.artifact.read("layers.json"))
+    assert pruned_ones == wanted == {row["weight"] for row in rows if row["sparse"]}
+    spared = next((note for note in compiled.report.notes if "keep all of their weights" in note), "")
+    assert ("small.weight" in spared) is ("small.weight" not in wanted)
+    assert "volume.weight" in spared
+
+
+def test_zeros_that_gain_nothing_are_told() -> None:
+    x = torch.randn(8, 64)
+    compiled = sparsecc.compile(mlp(), (x,), target="sm80-2:4", recipe=NMPattern())
+    (note,) = (note for note in compiled.report.notes if "whose zeros gain nothing" in note)
+    assert "2 of these" in note
+    assert "0.weight, 2.weight" in note
+
+
 # -- words -------------------------------------------------------------------------------------------
 
 

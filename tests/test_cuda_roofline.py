@@ -171,7 +171,7 @@ def test_tune_is_a_word_for_measuring(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     shown = CliRunner().invoke(cli, ["inspect", str(tmp_path / "m.scc"), "--json"])
     (row,) = json.loads(shown.output)["layers"]
-    assert row["why"].startswith("not measured here") or "measured:" in row["why"]
+    assert "not measured here" in row["why"] or "measured:" in row["why"]
     refused = CliRunner().invoke(
         cli, ["compile", str(tmp_path / "m.onnx"), "-o", str(tmp_path / "c.scc"), "--tune"]
     )

@@ -307,7 +307,7 @@ def test_a_model_without_values_is_refused() -> None:
 
 def test_where_no_layer_can_have_the_pattern_the_note_says_so() -> None:
     result = sparsecc.prune(linear(6, 4), (torch.randn(2, 6),), recipe=NMPattern())
-    assert any("no layer can have the pattern 2:4" in note for note in result.report.notes)
+    assert any("no layer was given the pattern 2:4" in note for note in result.report.notes)
     assert not result.plan.actions
 
 

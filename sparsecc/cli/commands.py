@@ -293,7 +293,12 @@ def _produce(
 @model_argument()
 @output_options
 @click.option("--target", default="cpu", show_default=True, help="See `sparsecc targets`.")
-@click.option("--recipe", metavar="TEXT", help="Passes to apply first (default: only lossless slimming).")
+@click.option(
+    "--recipe",
+    metavar="TEXT",
+    help="Passes to apply first (default: lossless slimming, or the N:M pattern of the target, by magnitude "
+    "or, with calibration data, by SparseGPT).",
+)
 @ranking_options
 @target_options
 @click.option(

@@ -1,9 +1,10 @@
-"""Which layers of a result lack the pattern that a target asks for."""
+"""Which layers lack the pattern that a target asks for, and which of them would gain by it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
+from sparsecc.patterns.layers import layers
 from sparsecc.patterns.nm import NM
 from sparsecc.patterns.present import magnitudes
 from sparsecc.patterns.survey import survey
@@ -21,12 +22,37 @@ def lacking(subject: Subject, plan: Plan, pattern: NM) -> list[str]:
     return [site.layer.weight for site in found.sites if not site.has]
 
 
-def lacking_note(subject: Subject, plan: Plan, pattern: str) -> Iterator[str]:
+def lacking_note(subject: Subject, plan: Plan, pattern: str | None) -> Iterator[str]:
     """The note that names them, where there are any."""
-    names = lacking(subject, plan, NM.parse(pattern))
+    names = [] if pattern is None else lacking(subject, plan, NM.parse(pattern))
     if names:
-        more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
         yield (
             f"the recipe leaves {len(names)} layers without the pattern {pattern} of the target: "
-            f"{', '.join(names[:_LISTED])}{more}; add NMPattern(pattern='{pattern}') to it"
+            f"{listed(names)}; add NMPattern(pattern='{pattern}') to it"
         )
+
+
+def without_gain(subject: Subject, gaining: Mapping[str, str]) -> list[str]:
+    """Weights that a pattern could be put into, and that a target would not use it in."""
+    view = subject.analysis.view
+    names: dict[str, list[str]] = {}
+    for alias, name in view.tied.items():
+        names.setdefault(name, []).append(alias)
+    found = dict.fromkeys(layer.weight for layer in layers(subject.analysis))
+    return [w for w in found if all(gaining.get(name, "there") for name in (w, *names.get(w, ())))]
+
+
+def spared_note(names: Sequence[str], gaining: Mapping[str, str], pattern: str) -> Iterator[str]:
+    """The note on weights that keep all of their numbers, where there are any."""
+    if names:
+        why = gaining.get(names[0], "no product reads it as it is stored")
+        yield (
+            f"layers that this target would not run faster with {pattern} keep all of their weights: "
+            f"{listed(names)} ({names[0]}: {why})"
+        )
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first of some names, and how many more there are."""
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return f"{', '.join(names[:_LISTED])}{more}"

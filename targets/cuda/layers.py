@@ -25,13 +25,16 @@ from sparsecc.onnxfile.structure import describe
 from sparsecc.reference.onnx_ops.registry import Ctx, attributes, find
 from sparsecc.reference.onnx_run import execute
 from sparsecc.targets.cuda.config import Epilogue
-from sparsecc.targets.cuda.pack import GROUP, is_packable
+from sparsecc.targets.cuda.pack import GROUP, KEPT, is_packable
 from sparsecc.targets.cuda.problem import Conv
 
 Array: TypeAlias = npt.NDArray[np.float32]
 
 #: operators behind which a constant is one still: what they give is computed
 _SPELLED = ("Transpose", "Identity", "Cast", "QuantizeLinear", "DequantizeLinear")
+
+#: why a product is dense whose weight lacks the pattern
+LACKING = "its weight is not 2:4 along the contraction"
 
 #: element types that a kernel can take the weights of
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
@@ -182,18 +185,23 @@ class Graph:
         return readers[0] if len(readers) == 1 and name not in self.outputs else None
 
 
-def find_layers(file: OnnxFile, shapes: Shapes, asked: str | None = None) -> list[Layer]:
+def find_layers(
+    file: OnnxFile, shapes: Shapes, asked: str | None = None, *, supposed: bool = False
+) -> list[Layer]:
     """Every product with a constant matrix, in the order of the graph.
+
+    ``supposed``: as if every weight were 2:4; those that are not get such numbers, of no meaning.
 
     ``asked`` is the element type to multiply in.  With None, products whose operands are both quantised are
     multiplied in integers, the others in floats; ``int8`` leaves the others alone; ``fp16`` and ``bf16`` take
     the numbers that integers stand for.
     """
     graph = Graph.of(file, shapes)
-    return [layer for index in range(len(file.proto.graph.node)) for layer in _layers_at(graph, index, asked)]
+    places = range(len(file.proto.graph.node))
+    return [layer for index in places for layer in _layers_at(graph, index, asked, supposed)]
 
 
-def _layers_at(graph: Graph, index: int, asked: str | None) -> Iterator[Layer]:
+def _layers_at(graph: Graph, index: int, asked: str | None, supposed: bool) -> Iterator[Layer]:
     from sparsecc.targets.cuda.fuse import fused
     from sparsecc.targets.cuda.quantised import is_coded
 
@@ -220,10 +228,19 @@ def _layers_at(graph: Graph, index: int, asked: str | None) -> Iterator[Layer]:
         if layer.k % GROUP:
             raise Refused(f"its contraction has {layer.k} weights, not a multiple of {GROUP}")
         if not is_packable(layer.matrix):
-            raise Refused("its weight is not 2:4 along the contraction")
+            if not supposed:
+                raise Refused(LACKING)
+            layer = replace(layer, matrix=_halved(layer.matrix))
         yield fused(graph, layer)
     except Refused as reason:
         yield replace(layer, refusal=str(reason))
+
+
+def _halved(matrix: torch.Tensor) -> torch.Tensor:
+    """A matrix whose first two of every four numbers in a row stay."""
+    groups = matrix.reshape(len(matrix), -1, GROUP).clone()
+    groups[..., KEPT:] = 0
+    return groups.view(matrix.shape)
 
 
 def _weight_operand(node: NodeProto) -> int:

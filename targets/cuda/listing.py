@@ -9,11 +9,13 @@ from typing import Any
 
 from sparsecc.artifact import Artifact
 from sparsecc.errors import InvalidModel
+from sparsecc.patterns.lacking import listed
 from sparsecc.target import TargetSpec
 from sparsecc.targets.cuda.build import Kernel
 from sparsecc.targets.cuda.choice import UNMEASURED
 from sparsecc.targets.cuda.config import OUTPUT_BYTES
 from sparsecc.targets.cuda.launch import chosen, device_for, kernels_of
+from sparsecc.targets.cuda.layers import LACKING
 from sparsecc.targets.cuda.roofline import GPUS, Gpu, Roof, roof
 
 LAYERS = "layers.json"
@@ -98,7 +100,13 @@ def summary(artifact: Artifact) -> list[str]:
     reasons = Counter(no_gain if entry["expected"] else entry["why"] for entry in dense)
     left = "; ".join(f"{count} stay dense: {why}" for why, count in reasons.most_common(4))
     notes = [f"{sparse} of {len(layers)} products run on sparse tensor cores" + (f"; {left}" if left else "")]
-    if unmeasured := sum(entry["why"].startswith(UNMEASURED) for entry in layers):
+    idle = [entry["weight"] for entry in dense if entry["expected"] and not entry["why"].startswith(LACKING)]
+    if idle:
+        notes.append(
+            f"{len(idle)} of these have 2:4 weights, whose zeros gain nothing where they stay dense: "
+            f"{listed(list(dict.fromkeys(idle)))}"
+        )
+    if unmeasured := sum(UNMEASURED in entry["why"] for entry in layers):
         notes.append(f"{unmeasured} products were not measured: no GPU here runs them")
     if sparse:
         notes.append(_least(artifact, layers))

@@ -12,8 +12,8 @@ kernels, elsewhere on the CPU with the same numbers.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sparsecc.artifact import Artifact, Member, make_manifest
@@ -71,21 +71,25 @@ class _Cuda(Target):
         from sparsecc.onnxfile.shapes import dims_of, infer
         from sparsecc.targets.cuda.build import build_gemms
         from sparsecc.targets.cuda.launch import FOLDER, KERNELS
-        from sparsecc.targets.cuda.layers import find_layers
+        from sparsecc.targets.cuda.layers import LACKING, find_layers
         from sparsecc.targets.cuda.listing import LAYERS
-        from sparsecc.targets.cuda.plan_kernels import element_of, wanted
+        from sparsecc.targets.cuda.plan_kernels import wanted
         from sparsecc.targets.cuda.rewrite import rewritten
-        from sparsecc.targets.cuda.tune import meter
         from sparsecc.targets.onnx import onnx_members
 
         file = model.inlined()
         layers = find_layers(file, shapes := infer(file, dims_of(file, sizes or {})), spec.dtype)
         if spec.dtype == "int8" and not any(layer.coded for layer in layers):
             raise refused(str(spec), [_NOT_QUANTISED])
-        measure = meter(self.name) if self.choose == "measured" else None
-        choices = [
-            choose(layer, self.name, self.choose, element_of(layer, spec.dtype), measure) for layer in layers
-        ]
+        choices = self._choices(layers, spec)
+        if any(layer.refusal == LACKING for layer in layers):
+            supposed = self._choices(find_layers(file, shapes, spec.dtype, supposed=True), spec)
+            choices = [
+                replace(one, expected=other.expected, why=f"{one.why}, which would not pay: {other.why}")
+                if one.why == LACKING and not other.sparse
+                else one
+                for one, other in zip(choices, supposed, strict=True)
+            ]
         sparse = [(layer, choice) for layer, choice in zip(layers, choices, strict=True) if choice.sparse]
         plans = {
             layer.output: list(
@@ -128,6 +132,31 @@ class _Cuda(Target):
                 **(members or {}),
             },
         )
+
+    def gaining(
+        self, lower: Callable[[], tuple[OnnxFile, Mapping[str, Sequence[int]]]], spec: TargetSpec
+    ) -> Mapping[str, str] | None:
+        """'' for each weight of which a product would run sparse if it were 2:4, else why none would."""
+        from sparsecc.onnxfile.shapes import dims_of, infer
+        from sparsecc.targets.cuda.layers import find_layers
+
+        model, sizes = lower()
+        file = model.inlined()
+        layers = find_layers(file, infer(file, dims_of(file, sizes)), spec.dtype, supposed=True)
+        found: dict[str, str] = {}
+        for choice in self._choices(layers, spec):
+            why = "" if choice.sparse else f"{choice.why}; choose=always: anyway" if choice.expected else choice.why
+            found[choice.weight] = why and found.get(choice.weight, why)
+        return found
+
+    def _choices(self, layers: Sequence[Layer], spec: TargetSpec) -> list[Choice]:
+        from sparsecc.targets.cuda.plan_kernels import element_of
+        from sparsecc.targets.cuda.tune import meter
+
+        measure = meter(self.name) if self.choose == "measured" else None
+        return [
+            choose(layer, self.name, self.choose, element_of(layer, spec.dtype), measure) for layer in layers
+        ]
 
     def listing(self, artifact: Artifact) -> list[dict[str, str]]:
         """Per layer: what was chosen and why, and what its kernels take."""
