@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -88,7 +89,7 @@ def by_shares(
     return {
         g.name: top(
             saliency.of(g),
-            keep_count(g.size, shares[g.name], multiple_of=multiple_of, min_keep=max(min_keep, g.least)),
+            staying(g, shares[g.name], multiple_of, min_keep),
         )
         for g in groups
         if shares.get(g.name)
@@ -135,22 +136,24 @@ def _counts(
 ) -> dict[str, int]:
     """How many positions every group keeps; one group alone loses its share."""
     if len(groups) == 1:
-        least = max(min_keep, groups[0].least)
-        count = keep_count(groups[0].size, sparsity, multiple_of=multiple_of, min_keep=least)
-        return {groups[0].name: count}
+        return {groups[0].name: staying(groups[0], sparsity, multiple_of, min_keep)}
     removable = []
     for group in groups:
         ranked = np.sort(scores[group.name], kind="stable")
-        least = max(min_keep, group.least)
-        spare = group.size - keep_count(group.size, 1 - 1e-12, multiple_of=multiple_of, min_keep=least)
+        spare = group.size - staying(group, 1 - 1e-12, multiple_of, min_keep)
         removable.append(ranked[:spare])
     owner = np.repeat(np.arange(len(groups)), [len(r) for r in removable])
     order = np.argsort(np.concatenate(removable), kind="stable")
     budget = int(np.floor(sum(g.size for g in groups) * sparsity + 1e-9))
     removed = np.bincount(owner[order[:budget]], minlength=len(groups))
-    return {
-        g.name: keep_count(
-            g.size, removed[i] / g.size, multiple_of=multiple_of, min_keep=max(min_keep, g.least)
-        )
-        for i, g in enumerate(groups)
-    }
+    return {g.name: staying(g, removed[i] / g.size, multiple_of, min_keep) for i, g in enumerate(groups)}
+
+
+def staying(group: Group, share: float, multiple_of: int = 1, min_keep: int = 1) -> int:
+    """How many positions a group keeps that loses ``share`` of them."""
+    return keep_count(
+        group.size,
+        share,
+        multiple_of=math.lcm(multiple_of, group.multiple),
+        min_keep=max(min_keep, group.least),
+    )

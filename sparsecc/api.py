@@ -305,7 +305,10 @@ def verify(
     if isinstance(result, Compiled):
         return certify_artifact(subject, plan, result.artifact, result.start())
     adopted = subject.adopt(result.model if isinstance(result, Pruned) else result, plan)
-    return certify(subject, adopted, subject.kept(plan))
+    return certify(subject, adopted, subject.kept(plan), blame=_ELSEWHERE)
+
+
+_ELSEWHERE = "Give what was made from this very model, and the plan that made it"
 
 
 @within_memory()

@@ -74,6 +74,10 @@ def _check_kept(group: Group, kept: npt.NDArray[Any]) -> None:
         raise InvalidOption(f"{name}: at least one position must stay")
     if count < group.least:
         raise InvalidOption(f"{name}: {group.least} of its positions have to stay, and {count} would")
+    if count % group.multiple:
+        raise InvalidOption(
+            f"{name}: what stays has to be a multiple of {group.multiple} positions, and {count} would"
+        )
     if kept.dtype == np.bool_:
         return
     if len(np.unique(kept)) != len(kept) or kept.min() < 0 or kept.max() >= size:

@@ -105,7 +105,12 @@ class Report:
             ),
             frozen=tuple(frozen_lines(analysis)),
             skips=tuple((s.where, s.reason) for s in applied.plan.skips),
-            notes=(*subject.notes, *applied.notes, *pattern_notes(applied.plan.patterns)),
+            notes=(
+                *subject.notes,
+                *applied.notes,
+                *pattern_notes(applied.plan.patterns),
+                *idle_notes(analysis, applied.plan),
+            ),
             certificate=str(certificate),
             bypassed=tuple(b.block for b in bypasses),
             patterns=applied.plan.patterns,
@@ -194,6 +199,19 @@ def frozen_lines(analysis: Analysis) -> list[FrozenLine]:
     return [FrozenLine(k, n, examples[k, text], text) for (k, text), n in counts.items()]
 
 
+def idle_notes(analysis: Analysis, plan: Plan) -> list[str]:
+    """That a recipe removed nothing, and why, where nobody else says so."""
+    if plan.mode != "prune" or not plan.recipe or plan.actions or plan.patterns:
+        return []
+    if not analysis.groups:
+        why = "no axis can be pruned, see the frozen axes"
+    elif len(plan.skips) >= len(analysis.groups):
+        why = "every group was left alone, see the reasons"
+    else:
+        why = "sparsity, multiple_of and min_keep leave every group all of its positions"
+    return [f"nothing was removed: {why}"]
+
+
 def pattern_notes(patterns: Sequence[Pattern]) -> list[str]:
     """What one-shot pruning to a pattern did, for everyone who did not ask for the report."""
     notes = []
@@ -243,6 +261,13 @@ def pattern_totals(patterns: Sequence[Pattern]) -> str:
             f"{counts['dense']} left dense; {kept_share(here):.1%} of the magnitude kept"
         )
     return "; ".join(parts)
+
+
+def skip_rows(skips: Sequence[tuple[str, str]]) -> list[list[str]]:
+    """What passes left alone, by reason: how many, the first, the reason."""
+    counts = Counter(reason for _, reason in skips)
+    first = {reason: where for where, reason in reversed(skips)}
+    return [[str(count), first[reason], reason] for reason, count in counts.items()]
 
 
 def pattern_rows(patterns: Sequence[Pattern]) -> list[list[str]]:
@@ -376,8 +401,7 @@ def report_text(report: Report) -> str:
             parts.append(table(PATTERN_COLUMNS, rows))
         parts += pattern_uses(report.patterns)
     if report.skips:
-        reasons = Counter(reason for _, reason in report.skips)
-        parts.append(table(["left alone", "reason"], [[str(n), r] for r, n in reasons.items()]))
+        parts.append(table(["left alone", "first", "reason"], skip_rows(report.skips)))
     if report.frozen:
         frozen = [[f.kind, str(f.axes), f.example, f.reason] for f in report.frozen]
         parts.append(table(["frozen", "axes", "first", "reason"], frozen))

@@ -91,10 +91,12 @@ class _Search:
         for group in self.emptied:
             self.gone[resolve(group.term)][0] = False  # an axis needs at least one position
         self._settle()
-        for name, kept in self.analysis.feasible(self._kept()).items():
-            gone = self.gone[resolve(self.analysis.group(name).term)]
-            gone &= ~as_mask(kept, len(gone))
-        self._settle()
+        before = -1
+        while before != (before := sum(int(gone.sum()) for gone in self.gone.values())):
+            for name, kept in self.analysis.feasible(self._kept()).items():
+                gone = self.gone[resolve(self.analysis.group(name).term)]
+                gone &= ~as_mask(kept, len(gone))
+            self._settle()
         return Slimming(self._kept(), tuple(self._writes()), tuple(self._skips()))
 
     def _kept(self) -> dict[str, Keep]:
@@ -161,7 +163,7 @@ class _Search:
         free = np.zeros(size, bool)
         if "zeros" in call.attrs:  # quantised: 0 is not what stands for 0
             return _Need(~free, np.zeros(size, bool))
-        for operand, axis in _contracted(call, index, dim):
+        for operand, axis in _contracted(call, self.solver.facts[call], index, dim):
             free |= self._ignored(call, operand, axis, size)
         return _Need(~free, np.zeros(size, bool))
 
@@ -379,11 +381,11 @@ class _Search:
                 yield Skip(f"{group.name} positions {listed}", f"constant, but {reason}")
 
 
-def _contracted(call: Call, index: int, dim: int) -> Iterator[tuple[int, int]]:
+def _contracted(call: Call, facts: Facts, index: int, dim: int) -> Iterator[tuple[int, int]]:
     """Every (operand, axis) that a contraction multiplies along; zeros in any of them are enough."""
     yield index, dim
-    if call.op == "matmul" and index == 0:
-        right = call.inputs[1]
-        yield 1, -2 if right is not None and len(right.shape) > 1 else -1
-    elif call.op == "attention" and index == 0:
+    for pair in facts.matched:
+        if (index, dim) in pair:
+            yield pair[pair[0] == (index, dim)]
+    if call.op == "attention" and index == 0:
         yield 1, dim

@@ -59,7 +59,8 @@ class Group:
 
     ``residual``: later layers write to positions that earlier layers have read already (residual sums,
     squeeze-and-excitation gates).  ``least``: how many have to stay (a router picks that many, or a
-    squeeze would drop an axis of one).
+    squeeze would drop an axis of one), and ``multiple``: of what their number has to be a multiple (an
+    operator wants its rows at such places in memory).
     """
 
     name: str
@@ -69,6 +70,7 @@ class Group:
     term: Term = field(repr=False, compare=False)
     residual: bool = False
     least: int = 1
+    multiple: int = 1
 
     def __str__(self) -> str:
         return f"{self.name}: {self.size} {self.kind} positions in {', '.join(map(str, self.members))}"
@@ -178,7 +180,19 @@ class Analysis:
             found = self._known_atoms[root] = atoms(root)
         return found
 
+    def _multiples(self) -> dict[Term, int]:
+        """What the lengths of atoms have to be multiples of; atoms that are none stay whole."""
+        found: dict[Term, int] = {}
+        for term, multiple, call in self.solver.multiples:
+            for part in atoms(resolve(term)) if multiple > 1 else ():
+                found[part] = math.lcm(multiple, found.get(part, 1))
+                if part.size % found[part] or holds_pick(resolve(term)):
+                    text = f"{call.describe()} takes widths that are multiples of {multiple}"
+                    freeze(part, Reason("aligned", text))
+        return found
+
     def _collect(self) -> tuple[list[Group], list[Frozen]]:
+        multiples = self._multiples()
         members: dict[Term, list[Member]] = {}
         names: dict[Term, str] = {}
         frozen: list[Frozen] = []
@@ -207,6 +221,7 @@ class Analysis:
                 t,
                 t in residual,
                 max(self.solver.places.least(t), 2 if t in several else 1),
+                multiples.get(t, 1),
             )
             for t, found in members.items()
         ]
@@ -289,12 +304,7 @@ class Analysis:
     def feasible(self, kept: Mapping[str, Kept]) -> dict[str, Kept]:
         """The choice with positions put back: every group keeps enough, and every axis at least one."""
         out: dict[str, Kept] = dict(kept)
-        for group in self.groups:
-            if group.least > 1 and group.name in out:
-                mask = as_mask(out[group.name], group.size).copy()
-                if (lacking := group.least - int(mask.sum())) > 0:
-                    mask[np.flatnonzero(~mask)[:lacking]] = True
-                    out[group.name] = mask
+        self._put_back(out)
         names = {resolve(g.term): g.name for g in self.groups}
         for term in self._picked:
             if self.keeps(out).count(term):
@@ -306,7 +316,19 @@ class Analysis:
             for part, hit in found.items():
                 if names.get(part) in out:
                     out[names[part]] = as_mask(out[names[part]], part.size) | (hit > 0)
+        self._put_back(out)
         return out
+
+    def _put_back(self, kept: dict[str, Kept]) -> None:
+        """The first positions that went come back where a group keeps too few, or no multiple."""
+        for group in self.groups:
+            if (group.least > 1 or group.multiple > 1) and group.name in kept:
+                mask = as_mask(kept[group.name], group.size).copy()
+                count = int(mask.sum())
+                wanted = -(-max(count, group.least) // group.multiple) * group.multiple
+                if wanted > count:
+                    mask[np.flatnonzero(~mask)[: wanted - count]] = True
+                    kept[group.name] = mask
 
     def axes(self, value: Value) -> tuple[Term, ...]:
         """Axis terms of a value (fresh per use for constants: see ``operand``)."""

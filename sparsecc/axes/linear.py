@@ -81,6 +81,7 @@ def grouped_matmul(s: Solver, c: Call) -> list[Term]:
         raise ValueError("only rows [S,K] by matrices [E,K,N] are covered")
     s.equal(x[1], w[1])
     s.contract(c, 0, -1, (1, 1))
+    s.multiples += [(term, c.attrs.get("multiple", 1), c) for term in (w[1], w[2])]
     s.freeze(x[0], "expert", "gives rows to experts by position")
     if c.inputs[2] in s.places.counted:
         s.equal(w[0], ends[0])

@@ -66,6 +66,7 @@ class Solver:
         self.operands: dict[tuple[Call, int], Axes] = {}
         self.attentions: list[Attention] = []
         self.several: list[Term] = []
+        self.multiples: list[tuple[Term, int, Call]] = []
         self.places = Positions()
         self.derived: dict[Call, None] = {}
         self._static: set[Value] = set()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +17,7 @@ from sparsecc.report import (
     pattern_rows,
     pattern_totals,
     pattern_uses,
+    skip_rows,
 )
 
 if TYPE_CHECKING:
@@ -84,8 +84,7 @@ def report_tables(report: Report) -> Iterator[RenderableType]:
         )
         yield from map(Text, pattern_uses(report.patterns))
     if report.skips:
-        reasons = Counter(reason for _, reason in report.skips)
-        yield table("left alone", (">groups", "reason"), [(n, reason) for reason, n in reasons.items()])
+        yield table("left alone", (">number", "first", "reason"), skip_rows(report.skips))
     if report.frozen:
         yield frozen_table(report.frozen)
 

@@ -497,7 +497,6 @@ TABLE: dict[str, Entry] = {
     "addmm": _addmm,
     "baddbmm": _addmm,
     "transformers.grouped_mm_fallback": same("grouped_matmul", "input", "weight", "offs"),
-    "_grouped_mm": same("grouped_matmul", "self", "mat2", "offs", "bias"),
     "einsum": lambda b, s: Spec("einsum", list(b["tensors"]), {"equation": b["equation"]}),
     "batch_norm": _batch_norm,
     "layer_norm": _layer_norm,

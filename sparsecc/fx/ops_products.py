@@ -9,6 +9,12 @@ from sparsecc.fx.spec import Bound, Entry, Shapes, Spec, elementwise, ints, same
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
+def _grouped_mm(b: Bound, s: Shapes) -> Spec:
+    """Matrices by group; rows of operands begin at multiples of 16 bytes."""
+    multiple = max(1, 16 // b["self"].meta["val"].element_size())
+    return Spec("grouped_matmul", [b[n] for n in ("self", "mat2", "offs", "bias")], {"multiple": multiple})
+
+
 def _outer(b: Bound, s: Shapes) -> Spec:
     return Spec("einsum", (b["self"], b["vec2"]), {"equation": "i,j->ij"})
 
@@ -102,6 +108,7 @@ def _cosine(b: Bound, s: Shapes) -> Spec:
 
 TABLE: dict[str, Entry] = {
     **dict.fromkeys(("outer", "ger"), _outer),
+    "_grouped_mm": _grouped_mm,
     "inner": _inner,
     "linalg_vecdot": _vecdot,
     "tensordot": _tensordot,

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from sparsecc.allocation import top
+from sparsecc.allocation import staying, top
 from sparsecc.axes.analysis import Analysis, Group
 from sparsecc.axes.terms import Kept
 from sparsecc.calibration import CalibrationData, Statistics
@@ -27,7 +27,7 @@ from sparsecc.probing.table import Line, Sensitivity
 from sparsecc.recovery.least_squares import from_moments
 from sparsecc.report import sizes
 from sparsecc.saliency import Saliency
-from sparsecc.transform import check_count, keep_count
+from sparsecc.transform import check_count
 
 #: shares of a group that are tried
 SHARES = (0.125, 0.25, 0.5, 0.75)
@@ -148,7 +148,7 @@ def _row(analysis: Analysis, saliency: Saliency, group: Group, probe: Probe, key
     row = _Row(group)
     place = {call: i for i, call in enumerate(analysis.view.calls)}
     scores = saliency.of(group)
-    kept = [keep_count(group.size, share, min_keep=group.least) for share in sorted(probe.shares)]
+    kept = [staying(group, share) for share in sorted(probe.shares)]
     for count in dict.fromkeys(kept):
         choice = analysis.feasible({**analysis.given.kept, group.name: top(scores, count)})
         removed = group.size - int(np.count_nonzero(choice[group.name]))

@@ -26,29 +26,40 @@ _NUDGES = 4
 RUNS: tuple[tuple[int, int], ...] = ((0, 0), (1, 1), (2, 0))
 
 
+#: of a result that does not run, where it was made here
+_OURS = (
+    "Nothing was written. This is a defect of sparsecc or of a rule that was added: report it with the model"
+)
+
+
 def certify(
     subject: Subject,
     applied: Applied,
     kept: Mapping[str, Kept],
     *,
     runs: Sequence[tuple[int, int]] = RUNS,
+    blame: str = _OURS,
 ) -> Certificate:
     """Check a result against masked semantics (or, for lossless slimming, the original).
 
     ``runs`` are (seed, variant of the dynamic sizes).  Where the model itself fails on integers that are
-    drawn at random, those of the example are taken.  Does not raise for a failure: see
-    ``Certificate.require``.
+    drawn at random, those of the example are taken.  Does not raise for a difference: see
+    ``Certificate.require``; VerificationFailed, with ``blame``, where the result does not run.
     """
     try:
-        return _certify(subject, applied, kept, runs)
+        return _certify(subject, applied, kept, runs, blame)
     except (InvalidOption, InvalidModel):
         if not subject.hold_integers():
             raise
-    return _certify(subject, applied, kept, runs)
+    return _certify(subject, applied, kept, runs, blame)
 
 
 def _certify(
-    subject: Subject, applied: Applied, kept: Mapping[str, Kept], runs: Sequence[tuple[int, int]]
+    subject: Subject,
+    applied: Applied,
+    kept: Mapping[str, Kept],
+    runs: Sequence[tuple[int, int]],
+    blame: str,
 ) -> Certificate:
     plan = applied.plan
     claim = "slim(x) = original(x)" if plan.mode == "slim" else "pruned(x) = masked(x)"
@@ -59,9 +70,9 @@ def _certify(
     for seed, variant in runs:
         inputs, words = subject.inputs(seed, variant)
         wide = _reference(subject, plan, kept, inputs, torch.float64)
-        checks += _compare64(subject, _ran(applied, inputs, torch.float64), wide, words)
+        checks += _compare64(subject, _ran(applied, inputs, torch.float64, blame), wide, words)
         narrow = _reference(subject, plan, kept, inputs, None)
-        own += _compare_own(subject, _ran(applied, inputs, None), narrow, wide, words)
+        own += _compare_own(subject, _ran(applied, inputs, None, blame), narrow, wide, words)
         flat = {i for i, y in enumerate(wide) if _is_constant(y)}
         constant = flat if constant is None else constant & flat
         if plan.mode == "prune" and not told_apart:
@@ -93,15 +104,14 @@ def _certify(
     )
 
 
-def _ran(applied: Applied, inputs: Any, dtype: torch.dtype | None) -> Outputs:
+def _ran(applied: Applied, inputs: Any, dtype: torch.dtype | None, blame: str) -> Outputs:
     """The result's outputs; a result that does not run has failed."""
     try:
         return [real(y) for y in applied.run(inputs, dtype)]
     except (RuntimeError, ValueError, IndexError) as error:
         first = str(error).strip().split("\n")[0]
         raise VerificationFailed(
-            f"the result does not run, nothing was written: {type(error).__name__}: {first}. This is a "
-            "defect of sparsecc or of a rule that was added: report it with the model"
+            f"the result does not run: {type(error).__name__}: {first}. {blame}"
         ) from error
 
 
