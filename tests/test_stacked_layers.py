@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 import sparsecc
 from sparsecc.calibration.readings import readings
+from sparsecc.fx.to_onnx import to_onnx
 from sparsecc.plan import Take
 
 E, T, K, N, OUT = 3, 7, 16, 24, 8
@@ -378,3 +379,17 @@ def test_a_stack_of_stacks_is_one() -> None:
     assert not found.plan.skips
     w = found.model.w.detach()
     assert (w == 0).sum(2).eq(2).all()
+
+
+@pytest.mark.parametrize("onnx_file", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_neurons_that_no_matrix_reads_are_dead(kind: type[Stacked], onnx_file: bool) -> None:
+    """However the product is spelled: zeros along what it sums over, in every matrix of the stack."""
+    _, stacked, data = drawn(kind)
+    with torch.no_grad():
+        stacked.straight()[1][:, :, 1:4] = 0
+    stacked.eval()
+    given = to_onnx(torch.export.export(stacked, data[0])) if onnx_file else stacked
+    result = sparsecc.slim(given, None if onnx_file else data[0])
+    assert result.certificate.status == "VERIFIED"
+    assert [line.kept for line in result.report.groups] == [N - 3]
