@@ -67,9 +67,10 @@ def augment(images: Tensor) -> Tensor:
     return padded[:, :, top : top + height, left : left + width]
 
 
-def autocast() -> torch.autocast:
-    """bfloat16 where the processor has instructions for it; elsewhere it would be slower than float32."""
-    return torch.autocast("cpu", torch.bfloat16, enabled=torch.cpu._is_avx512_bf16_supported())
+def autocast(device: str = "cpu") -> torch.autocast:
+    """bfloat16 where the device has instructions for it; elsewhere it would be slower than float32."""
+    has = device != "cpu" or torch.cpu._is_avx512_bf16_supported()
+    return torch.autocast(device, torch.bfloat16, enabled=has)
 
 
 def train_epoch(

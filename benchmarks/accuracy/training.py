@@ -1,14 +1,17 @@
-"""Recovery by fine-tuning: ResNet-20, three seeds: ``python -m benchmarks.accuracy.training``.
+"""Recovery by fine-tuning, ResNet-20: ``python -m benchmarks.accuracy.training``.
 
-Every run starts from the committed dense weights, prunes, and trains for a number of steps with a
-learning rate that falls to zero; the seed decides the order of the images and their augmentation.  Test
-images are looked at once, at the end.
+Every run starts from the committed dense weights, prunes (on the processor), and trains for a number of
+steps with a learning rate that falls to zero; the seed decides the order of the images and their
+augmentation.  Test images are looked at once, at the end.  What is there already is not run again.
+With a GPU: ``--seeds 10 --device cuda --jobs 8``.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import fnmatch
+import multiprocessing
 import statistics
 import sys
 import time
@@ -29,7 +32,7 @@ from benchmarks.datasets import fashion_mnist
 from benchmarks.resnet20 import ResNet20, count_correct, load_resnet20
 from benchmarks.train_fashion import augment, autocast
 
-SEEDS = (0, 1, 2)
+SEEDS = 3
 BATCH = 128
 
 
@@ -62,38 +65,41 @@ def _two_of_four(steps: int) -> dict[str, Any]:
     return {"schedule": OneShot(sparsity=0.5, start=0), "pattern": "2:4"}
 
 
-def _at_once(steps: int) -> dict[str, Any]:
+def _at_once(steps: int, sparsity: float = 0.9) -> dict[str, Any]:
     from sparsecc.train import OneShot
 
-    return {"schedule": OneShot(sparsity=0.9, start=0), "pattern": "global"}
+    return {"schedule": OneShot(sparsity=sparsity, start=0), "pattern": "global"}
 
 
-def _in_rounds(steps: int) -> dict[str, Any]:
+def _in_rounds(steps: int, sparsity: float = 0.9) -> dict[str, Any]:
     from sparsecc.train import Iterative
 
     end = steps * 3 // 5
-    return {"schedule": Iterative(sparsity=0.9, start=0, end=end, every=end // 6), "pattern": "global"}
+    return {"schedule": Iterative(sparsity=sparsity, start=0, end=end, every=end // 6), "pattern": "global"}
 
 
-def _cubic(steps: int) -> dict[str, Any]:
+def _cubic(steps: int, sparsity: float = 0.9, share: float = 0.6, every: int = 20) -> dict[str, Any]:
     from sparsecc.train import Cubic
 
-    return {
-        "schedule": Cubic(sparsity=0.9, start=0, end=steps * 3 // 5, every=20),
-        "pattern": "global",
-    }
+    end = int(steps * share)
+    return {"schedule": Cubic(sparsity=sparsity, start=0, end=end, every=every), "pattern": "global"}
 
 
-def _early(steps: int) -> dict[str, Any]:
-    from sparsecc.train import Cubic
-
-    return {"schedule": Cubic(sparsity=0.9, start=0, end=steps // 5, every=10), "pattern": "global"}
-
-
-def _quarter(steps: int) -> dict[str, Any]:
-    from sparsecc.train import Cubic
-
-    return {"schedule": Cubic(sparsity=0.9, start=0, end=steps // 4, every=25), "pattern": "global"}
+def _unstructured(sparsity: float) -> tuple[Training, ...]:
+    """A share of zeros anywhere: at once, in rounds, and along a cubic that is over soon or late."""
+    name, steps = f"{100 * sparsity:g} %", 2000
+    given: dict[str, Any] = {"sparsity": sparsity}
+    return (
+        Training(f"{name}, at once", steps, sparsify=partial(_at_once, **given)),
+        Training(f"{name}, in six rounds (Han et al.)", steps, sparsify=partial(_in_rounds, **given)),
+        Training(
+            f"{name}, cubic (Zhu and Gupta), over within a quarter of the steps", steps,
+            sparsify=partial(_cubic, share=0.25, **given),
+        ),
+        Training(
+            f"{name}, cubic, over within three fifths of the steps", steps, sparsify=partial(_cubic, **given)
+        ),
+    )  # fmt: skip
 
 
 _CHANNELS = "ChannelPruning(sparsity={}, residual=False)"
@@ -125,11 +131,17 @@ TRAININGS: tuple[Training, ...] = (
     Training("90 %, at once", 600, sparsify=_at_once),
     Training("90 %, in six rounds (Han et al.)", 600, sparsify=_in_rounds),
     Training("90 %, cubic (Zhu and Gupta)", 600, sparsify=_cubic),
-    Training("90 %, cubic, over within a fifth of the steps", 600, sparsify=_early),
+    Training(
+        "90 %, cubic, over within a fifth of the steps", 600, sparsify=partial(_cubic, share=0.2, every=10)
+    ),
     Training("90 %, at once, batches of 64", 2000, sparsify=_at_once, batch=64),
     Training(
-        "90 %, cubic, over within a quarter of the steps, batches of 64", 2000, sparsify=_quarter, batch=64
+        "90 %, cubic, over within a quarter of the steps, batches of 64", 2000,
+        sparsify=partial(_cubic, share=0.25, every=25), batch=64,
     ),
+    *_unstructured(0.9),
+    *_unstructured(0.95),
+    *_unstructured(0.98),
 )  # fmt: skip
 
 
@@ -149,14 +161,13 @@ def pruned(training: Training) -> nn.Module:
     return result.model  # type: ignore[no-any-return]
 
 
-def trained(training: Training, seed: int) -> tuple[float, float]:
-    """Accuracy on the test images after training, and the share of the dense network's FLOPs."""
+def trained(training: Training, start: nn.Module, seed: int, device: torch.device) -> float:
+    """Accuracy on the test images of what was ``pruned``, after training."""
     from sparsecc.train import Sparsifier
 
-    model = pruned(training)
-    left = flops(model) / flops(load_resnet20())
+    model = copy.deepcopy(start).to(device)
     torch.manual_seed(seed)
-    images, labels = (torch.from_numpy(a) for a in fashion_mnist("train"))
+    images, labels = (torch.from_numpy(a).to(device) for a in fashion_mnist("train"))
     optimizer = torch.optim.SGD(
         model.parameters(), lr=training.rate, momentum=0.9, weight_decay=5e-4, nesterov=True
     )
@@ -168,11 +179,11 @@ def trained(training: Training, seed: int) -> tuple[float, float]:
             model, optimizer, example_inputs=(images[:2],), **training.sparsify(training.steps)
         )
     rounds = training.steps * training.batch // len(images) + 1
-    order = torch.cat([torch.randperm(len(images)) for _ in range(rounds)])
+    order = torch.cat([torch.randperm(len(images)) for _ in range(rounds)]).to(device)
     for step in range(training.steps):
         chosen = order[step * training.batch : (step + 1) * training.batch]
         inputs = augment(images[chosen]).contiguous(memory_format=torch.channels_last)
-        with autocast():
+        with autocast(device.type):
             loss = F.cross_entropy(model(inputs), labels[chosen].long())
         optimizer.zero_grad()
         loss.backward()
@@ -182,27 +193,55 @@ def trained(training: Training, seed: int) -> tuple[float, float]:
             sparsifier.step()
     if sparsifier is not None:
         model = sparsifier.finish()
-    test, answers = (torch.from_numpy(a) for a in fashion_mnist("test"))
-    return count_correct(model.eval(), test, answers) / len(answers), left
+    test, answers = (torch.from_numpy(a).to(device) for a in fashion_mnist("test"))
+    with torch.no_grad():
+        return count_correct(model.eval(), test, answers) / len(answers)
 
 
 def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy.training", description=__doc__)
     parser.add_argument("--only", default="*", help="pattern of experiments, such as '*2:4*'")
+    parser.add_argument("--seeds", type=int, default=SEEDS, help="runs of each")
+    parser.add_argument("--device", default="cpu", help="what trains, such as cuda")
+    parser.add_argument("--jobs", type=int, default=1, help="processes side by side, of one thread each")
     chosen = parser.parse_args()
-    torch.set_num_threads(1)
-    console = Console()
-    for training in (t for t in TRAININGS if fnmatch.fnmatch(t.key, chosen.only)):
-        for seed in SEEDS:
-            found = load().get("training", {}).get(training.key, {})
-            if str(seed) in found:
-                continue
-            start = time.perf_counter()
-            score, left = trained(training, seed)
-            save(partial(_add, key=training.key, seed=seed, score=score, left=left))
-            console.print(f"{training.title}, seed {seed}: {score:.4f} ({time.perf_counter() - start:.0f} s)")
+    todo = [
+        (place, chosen.device, tuple(seeds))
+        for place, training in enumerate(TRAININGS)
+        if fnmatch.fnmatch(training.key, chosen.only)
+        if (seeds := [n for n in range(chosen.seeds) if str(n) not in _known(training, chosen.device)])
+    ]
+    parts = [(place, device, seeds[i::_PARTS]) for place, device, seeds in todo for i in range(_PARTS)]
+    with multiprocessing.get_context("spawn").Pool(chosen.jobs) as pool:
+        for line in pool.imap_unordered(_several, [part for part in parts if part[2]]):
+            Console().print(line)
     return 0
+
+
+#: of how many pieces the seeds of one training are, which processes share
+_PARTS = 2
+
+
+def _several(work: tuple[int, str, tuple[int, ...]]) -> str:
+    """Train with some seeds; what was found as text."""
+    torch.set_num_threads(1)
+    place, device, seeds = work
+    training, begin = TRAININGS[place], time.perf_counter()
+    start = pruned(training)
+    left = flops(start) / flops(load_resnet20())
+    scores = []
+    for seed in seeds:
+        scores.append(trained(training, start, seed, torch.device(device)))
+        key = f"{training.key}{_ON[device]}"
+        save(partial(_add, key=key, seed=seed, score=scores[-1], left=left))
+    each = (time.perf_counter() - begin) / len(seeds)
+    return f"{training.key}: {' '.join(f'{score:.4f}' for score in scores)} ({each:.0f} s each)"
+
+
+def _known(training: Training, device: str) -> dict[str, float]:
+    found: dict[str, float] = load().get("training", {}).get(f"{training.key}{_ON[device]}", {})
+    return found
 
 
 def _add(kept: dict[str, Any], *, key: str, seed: int, score: float, left: float) -> None:
@@ -212,21 +251,35 @@ def _add(kept: dict[str, Any], *, key: str, seed: int, score: float, left: float
 
 def lines(kept: dict[str, Any]) -> list[str]:
     """The table of docs/accuracy.md: mean over seeds, and the half width of its 95 % interval."""
-    out = ["| | FLOPs left | steps | accuracy | seeds |", "|---|---|---|---|---|"]
+    out = ["| | FLOPs left | steps | on | accuracy | seeds |", "|---|---|---|---|---|---|"]
     for training in TRAININGS:
-        scores = list(kept.get("training", {}).get(training.key, {}).values())
-        if scores:
-            mean, many = statistics.mean(scores), len(scores)
-            half = _T[many] * statistics.stdev(scores) / many**0.5 if many > 1 else None
-            spread = "" if half is None else f" ± {half:.4f}"
-            left = kept.get("training FLOPs", {}).get(training.key)
-            share = "" if left is None else f"{left:.2f}"
-            out.append(f"| {training.title} | {share} | {training.steps} | {mean:.4f}{spread} | {many} |")
+        for device, ending in _ON.items():
+            key = f"{training.key}{ending}"
+            scores = list(kept.get("training", {}).get(key, {}).values())
+            if not scores:
+                continue
+            left = kept.get("training FLOPs", {}).get(key)
+            out.append(
+                f"| {training.title} | {'' if left is None else f'{left:.2f}'} | {training.steps} "
+                f"| {_NAMES[device]} | {_mean(scores)} | {len(scores)} |"
+            )
     return out if len(out) > 2 else []
 
 
+def _mean(scores: list[float]) -> str:
+    many = len(scores)
+    if many == 1:
+        return f"{scores[0]:.4f}"
+    half = _T.get(many, 1.96) * statistics.stdev(scores) / many**0.5
+    return f"{statistics.mean(scores):.4f} ± {half:.4f}"
+
+
+#: what a device adds to the key of a training, and its name in the table
+_ON = {"cpu": "", "cuda": "/cuda"}
+_NAMES = {"cpu": "processor", "cuda": "GPU"}
+
 #: Student's t, 95 %, by number of runs
-_T = {2: 12.71, 3: 4.303}
+_T = {2: 12.71, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262, 20: 2.093}
 
 
 if __name__ == "__main__":
