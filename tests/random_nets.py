@@ -529,12 +529,11 @@ def _shared(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
 
 
 def _takes(module: nn.Module, net: Net, x: Tensor) -> bool:
-    width = x.shape[net.channel(x)]
     if isinstance(module, nn.Linear):
-        return net.kind in ("sequence", "table") and module.in_features == width
+        return net.kind in ("sequence", "table") and module.in_features == x.shape[-1]
     if isinstance(module, nn.modules.conv._ConvNd):
-        return x.dim() == module.weight.dim() and module.in_channels == width
-    return isinstance(module, nn.modules.batchnorm._BatchNorm) and module.num_features == width
+        return x.dim() == module.weight.dim() and module.in_channels == x.shape[1]
+    return isinstance(module, nn.modules.batchnorm._BatchNorm) and module.num_features == x.shape[1]
 
 
 def _tied(net: Net, x: Tensor, b: int, c: int, a: int) -> Tensor:
