@@ -62,7 +62,7 @@ def lowered(subject: Subject, applied: Applied) -> tuple[OnnxFile, Signature]:
 def example_sizes(subject: Subject, file: OnnxFile) -> dict[str, tuple[int, ...]]:
     """The sizes of the example inputs (or of some that can be made), by the lowered model's names."""
     try:
-        inputs, _ = subject.inputs(0, 0)
+        inputs = subject.example()
     except UnsupportedModel:  # on the meta device
         return {}
     values = _tensors(inputs)

@@ -154,8 +154,7 @@ def measure_latency(subject: Subject, result: Timed) -> Mapping[str, Any]:
     """Milliseconds before and after on this machine, both as users run them: interleaved, medians."""
     from sparsecc.measure import compare_latency
 
-    inputs, _ = subject.inputs(0, 0)
-    arguments = subject.arguments(inputs)
+    arguments = subject.arguments(subject.example())
     with subject.timed(arguments) as before, result(arguments) as after:
         # onnxruntime's threads spin for some 20 ms after a call
         return compare_latency(before, after, settle_s=0.03).to_json()

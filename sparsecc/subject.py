@@ -114,6 +114,10 @@ class Subject(ABC):
     def inputs(self, seed: int, variant: int) -> tuple[Inputs, str]:
         """Inputs for a check, and their description; variant 1 has other dynamic sizes than 0."""
 
+    def example(self) -> Inputs:
+        """The inputs that the user gave, or some that can be made."""
+        return self.inputs(0, 0)[0]
+
     def semantics(
         self, kept: Mapping[str, Kept], nudge: int | None = None, dtype: torch.dtype | None = None
     ) -> Masked:

@@ -9,6 +9,7 @@ import onnx
 import pytest
 import torch
 from onnx import helper, numpy_helper
+from torch import nn
 
 import sparsecc
 from sparsecc import InvalidModel
@@ -105,3 +106,31 @@ def test_settling_rests_and_warms_up_before_every_timed_call() -> None:
     )
     rest = "sleep 1.0"
     assert log == [rest, "a", "a", rest, "b", "b", rest, "b", "b", rest, "a", "a"]
+
+
+class Recording(nn.Sequential):
+    """Notes the batches that it is run on."""
+
+    seen: list[int] | None = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.seen is not None:
+            self.seen.append(len(x))
+        return super().forward(x)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3])
+@pytest.mark.parametrize("convolution", [False, True])
+def test_figures_are_those_of_the_example_that_was_given(batch: int, convolution: bool) -> None:
+    """A batch of one is captured as two: products, latency and kernels are still counted for one."""
+    layer: nn.Module = nn.Conv2d(4, 6, 3) if convolution else nn.Linear(5, 6)
+    x = torch.randn(batch, 4, 7, 5) if convolution else torch.randn(batch, 3, 5)
+    net = Recording(layer, nn.Flatten(), nn.Linear(6 * 15 if convolution else 18, 2)).eval()
+    result = sparsecc.prune(net, (x,), sparsity=0.5)
+    positions, inner, last = (15, 36, 90) if convolution else (3, 5, 18)
+    assert result.report.before["macs"] == batch * (positions * inner * 6 + 2 * last)
+    assert result.report.after["macs"] == batch * (positions * inner * 3 + last)
+    seen = net.seen = []
+    result.report.timed(result.subject, result.applied.timed)
+    assert set(seen) == {batch}
+    assert [tuple(t.shape) for t in result.subject.example()] == [tuple(x.shape)]

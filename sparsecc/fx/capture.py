@@ -28,7 +28,8 @@ class Program:
     """An exported graph: weights are placeholders, named in ``weight_of`` by node name.
 
     ``weights`` holds every parameter, buffer and lifted constant by name (canonical name for tied
-    ones), without copies.  ``automatic``: the dynamic shapes are the default, a dynamic batch.
+    ones), without copies.  ``automatic``: the dynamic shapes are the default, a dynamic batch.  ``doubled``:
+    the example was a batch of one, which is twice in ``args`` and ``kwargs``.
     ``notes`` tells the user what capture did to the model.
     """
 
@@ -48,6 +49,7 @@ class Program:
     kwargs: dict[str, Any] = field(default_factory=dict)
     dynamic_shapes: Any = None
     automatic: bool = False
+    doubled: bool = False
     notes: list[str] = field(default_factory=list)
 
     def flat_inputs(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
@@ -124,6 +126,7 @@ def capture(
             "or a dict of keyword inputs"
         )
     args, kwargs = split_inputs(example_inputs)
+    given = pytree.tree_leaves((args, kwargs))
     with evaluating(inner, notes):
         try:
             exported, args, kwargs, shapes = _export(inner, args, kwargs, dynamic_shapes, notes)
@@ -133,6 +136,7 @@ def capture(
     program = _program(exported, inner, notes)
     program.args, program.kwargs, program.dynamic_shapes = args, kwargs, shapes
     program.automatic = dynamic_shapes is None and shapes is not None
+    program.doubled = program.automatic and _batch_size(given) == 1
     return program
 
 
@@ -147,7 +151,7 @@ def recapture(module: torch.nn.Module, like: Program, *, training: bool = False)
         exported = _quiet_export(module, like.args, like.kwargs, shapes)
     program = _program(exported, module, notes)
     program.args, program.kwargs, program.dynamic_shapes = like.args, like.kwargs, like.dynamic_shapes
-    program.automatic = like.automatic
+    program.automatic, program.doubled = like.automatic, like.doubled
     return program
 
 

@@ -58,7 +58,7 @@ def _unread(program: Program) -> set[str]:
 class _Reader:
     def __init__(self, program: Program, weights: Mapping[str, Value] | None = None) -> None:
         self.program = program
-        self.shapes = Shapes()
+        self.shapes = Shapes(halved=program.doubled)
         self.values: dict[Node, Value] = {}
         self.parts: dict[Node, list[Value]] = {}
         self.calls: list[Call] = []

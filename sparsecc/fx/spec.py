@@ -35,9 +35,10 @@ class Size(NamedTuple):
 
 
 class Shapes:
-    """Sizes of FX values."""
+    """Sizes of FX values; ``halved``: of an example whose batch of one is twice in what was captured."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, halved: bool = False) -> None:
+        self.halved = halved
         self._cache: dict[Any, Size] = {}
         self._symbols: dict[Any, int] = {}
 
@@ -52,7 +53,10 @@ class Shapes:
                 self._symbols.setdefault(symbol, _PRIMES[len(self._symbols) % len(_PRIMES)])
             number = int(expression.xreplace(self._symbols))
             varies = value.node.maybe_as_int() is None
-            found = self._cache[expression] = Size(number, int(value.node.hint or number), varies)
+            example = int(value.node.hint or number)
+            if self.halved and value.node.hint:
+                example = int(expression.xreplace(dict.fromkeys(expression.free_symbols, 1))) or example
+            found = self._cache[expression] = Size(number, example, varies)
         return found
 
     def shape(self, value: Any) -> tuple[int, ...]:

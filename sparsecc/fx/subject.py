@@ -122,6 +122,13 @@ class TorchSubject(Subject):
                 )
         return synthesised(self.program, self.view, seed, variant, held=self._held)
 
+    def example(self) -> list[Any]:
+        """The example inputs; a batch of one, which is captured as two, is one again."""
+        inputs, _ = self.inputs(0, 0)
+        if not self.program.doubled:
+            return inputs
+        return [x[:1] if isinstance(x, torch.Tensor) and x.dim() else x for x in inputs]
+
     def hold_integers(self) -> bool:
         """Let ``inputs`` take integers from the example alone."""
         before, self._held = self._held, has_integers(self.program)

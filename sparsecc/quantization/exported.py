@@ -120,7 +120,7 @@ def quantize_program(
         _size(quantised),
         (*floats_left(lines), *_unchecked(lost)),
     )
-    return QuantisedProgram(quantised, report, subject.arguments(subject.inputs(0, 0)[0]))
+    return QuantisedProgram(quantised, report, subject.arguments(subject.example()))
 
 
 def _torchao() -> tuple[Any, Any]:
