@@ -181,7 +181,10 @@ def main() -> int:
     if not torch.cuda.is_available():
         console.print("no NVIDIA GPU here: nothing was measured")
         return 0
-    PAGE.write_text(page([measured(tokens, console) for tokens in TOKENS], torch.cuda.get_device_name()))
+    lines: list[list[str]] = []
+    for tokens in TOKENS:
+        lines.append(measured(tokens, console))
+        PAGE.write_text(page(lines, torch.cuda.get_device_name()))
     return 0
 
 

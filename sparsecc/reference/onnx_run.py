@@ -128,12 +128,11 @@ class Runner:
             value = next((a.t for a in node.attribute if a.name == "value"), None)
             if value is not None:
                 self.program.constants[name] = value
-        if dtype is not None:
-            _mark_native(self.program, sizes or {})
+        _mark_native(self.program, sizes or {})
 
     @property
     def sizes(self) -> dict[str, bool]:
-        """Whether a value is computed from sizes alone, where floats are promoted: by name."""
+        """Whether a value is computed from sizes alone: by name."""
         return {n: step.native for step in self.program.steps for n in step.node.output if n}
 
     def run(
@@ -233,6 +232,10 @@ class Runner:
         if self.dtype is None or not isinstance(value, torch.Tensor) or value.dtype not in PROMOTED:
             return value
         return value.to(self.dtype)
+
+    def constant(self, name: str) -> Value:
+        """A constant of the main graph by name."""
+        return self._weight(name)
 
     def _weight(self, name: str) -> Value:
         if name in self.weights:

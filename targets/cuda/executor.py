@@ -12,13 +12,14 @@ from onnx import NodeProto
 
 from sparsecc.artifact import MODEL, WEIGHTS, Artifact
 from sparsecc.onnxfile.model import OnnxFile, to_numpy
-from sparsecc.reference.onnx_run import Default, Runner
+from sparsecc.reference.onnx_run import Default, Hook, Runner
 from sparsecc.subject import NodeCheck
 from sparsecc.target import Executor
 from sparsecc.targets.arguments import as_torch, checked
 from sparsecc.targets.cuda import cusparselt
 from sparsecc.targets.cuda.listing import layers_of
 from sparsecc.targets.cuda.operator import DTYPES
+from sparsecc.targets.cuda.placement import Placed
 from sparsecc.targets.cuda.reference import DOMAIN, KIND, rounding_bound
 
 
@@ -48,7 +49,11 @@ class TorchExecutor(Executor):
         if engine == cusparselt.NAME:
             cusparselt.require(self.device)
             prefer(file, engine)
-        self._runner = Runner(file, device=self.device)
+        self._placed: Placed | None = None
+        if self.device.type == "cuda" and not Runner(file, cache=False).program.bodies:
+            self._placed = Placed(file, self.device)
+        else:
+            self._runner = Runner(file, device=self.device)
         self._outputs = [spec.name for spec in self.signature.outputs]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -64,8 +69,7 @@ class TorchExecutor(Executor):
 
     def run_named(self, feeds: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Outputs by their names in the graph, for inputs by theirs; on the CPU where all inputs are."""
-        with torch.inference_mode(), self.device:
-            found = self._runner.run(feeds)
+        found = self._run(feeds)
         there = all(value.device.type == "cpu" for value in feeds.values())
         return {name: found[name].cpu() if there else found[name] for name in self._outputs}
 
@@ -86,9 +90,15 @@ class TorchExecutor(Executor):
             return outputs
 
         if self.watched:
-            with torch.inference_mode(), self.device:
-                self._runner.run(feeds, hook=forced)
+            self._run(feeds, forced)
         yield from found
+
+    def _run(self, feeds: Mapping[str, torch.Tensor], hook: Hook | None = None) -> dict[str, Any]:
+        with torch.inference_mode():
+            if self._placed is not None:
+                return self._placed.run(feeds, hook)
+            with self.device:
+                return self._runner.run(feeds, hook=hook)
 
 
 def prefer(file: OnnxFile, engine: str) -> None:

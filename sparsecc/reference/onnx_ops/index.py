@@ -16,6 +16,8 @@ def _wrapped(index: Tensor, size: int) -> Tensor:
     index = index.to(torch.int64)
     if index.is_meta or not index.numel():
         return index
+    if index.is_cuda and torch.cuda.is_current_stream_capturing():
+        return torch.where(index < 0, index + size, index)  # nothing can be read while a graph is captured
     low, high = int(index.min()), int(index.max())
     if low < -size or high >= size:
         raise IndexError(f"index {low if low < -size else high} is outside of an axis of {size}")
@@ -144,13 +146,13 @@ def unique(ctx: Ctx, x: Tensor) -> tuple[Tensor, ...]:
         shape = [n] if axis is None else [*x.shape[:axis], n, *x.shape[axis + 1 :]]
         places = [torch.empty(size, dtype=torch.int64, device="meta") for size in (n, along, n)]
         return torch.empty(shape, dtype=x.dtype, device="meta"), *places
-    numbers = (x.float() if x.dtype == torch.bfloat16 else x).numpy()
+    numbers = (x.float() if x.dtype == torch.bfloat16 else x).cpu().numpy()
     values, first, back, counts = np.unique(numbers, True, True, True, axis=axis)
     order = np.arange(len(first)) if ctx.flag("sorted", True) else np.argsort(first)
     place = np.empty_like(order)
     place[order] = np.arange(len(order))
     found = (values.take(order, axis=axis or 0), first[order], place[back.reshape(-1)], counts[order])
-    distinct, *rest = (torch.from_numpy(np.ascontiguousarray(part)) for part in found)
+    distinct, *rest = (torch.from_numpy(np.ascontiguousarray(part)).to(x.device) for part in found)
     return distinct.to(x.dtype), *rest
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -244,6 +245,19 @@ def need(tensor: Value) -> torch.Tensor:
         return tensor
     kind = tensor.dtype if isinstance(tensor, np.ndarray) else type(tensor).__name__
     raise UnsupportedModel(f"a tensor of numbers is needed here, not {kind}")
+
+
+def beside(x: torch.Tensor, array: npt.NDArray[Any]) -> torch.Tensor:
+    """Numbers that were computed here, where ``x`` is; what was there before is not copied again."""
+    array = np.ascontiguousarray(array)
+    if x.device.type == "cpu":
+        return torch.from_numpy(array)
+    return _copied(array.tobytes(), array.dtype.str, array.shape, x.device)
+
+
+@lru_cache(256)
+def _copied(content: bytes, dtype: str, shape: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(np.frombuffer(content, dtype).reshape(shape).copy()).to(device)
 
 
 def positive_axis(axis: int, rank: int) -> int:

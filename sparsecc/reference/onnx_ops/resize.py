@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparsecc.errors import UnsupportedModel
-from sparsecc.reference.onnx_ops.registry import Ctx, op, positive_axis
+from sparsecc.reference.onnx_ops.registry import Ctx, beside, op, positive_axis
 
 Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
@@ -96,13 +96,13 @@ def _resample(ctx: Ctx, x: Tensor, axes: list[_Axis], mode: str, transform: str,
             outside.append((at.axis, (centres < 0) | (centres > x.shape[at.axis] - 1)))
         if mode == "nearest":
             picked = np.clip(_nearest(centres, nearest), 0, x.shape[at.axis] - 1)
-            y = y.index_select(at.axis, torch.from_numpy(picked))
+            y = y.index_select(at.axis, beside(y, picked))
         else:
             places, weights = _taps(ctx, centres, mode, at.scale, x.shape[at.axis])
             y = _weighted(y, at.axis, places, weights)
     for axis, mask in outside:
-        hidden = torch.from_numpy(mask).reshape(-1, *[1] * (y.ndim - 1 - axis))
-        y = torch.where(hidden, torch.tensor(ctx.real("extrapolation_value"), dtype=y.dtype), y)
+        hidden = beside(y, mask).reshape(-1, *[1] * (y.ndim - 1 - axis))
+        y = y.masked_fill(hidden, ctx.real("extrapolation_value"))
     if y.dtype != x.dtype:
         info = torch.iinfo(x.dtype)
         y = y.round().clamp(info.min, info.max).to(x.dtype)
@@ -112,8 +112,8 @@ def _resample(ctx: Ctx, x: Tensor, axes: list[_Axis], mode: str, transform: str,
 def _weighted(x: Tensor, axis: int, places: Integers, weights: Floats) -> Tensor:
     total: Tensor | None = None
     for tap in range(places.shape[1]):
-        factor = torch.from_numpy(weights[:, tap].copy()).to(x.dtype).reshape(-1, *[1] * (x.ndim - 1 - axis))
-        term = x.index_select(axis, torch.from_numpy(places[:, tap].copy())) * factor
+        factor = beside(x, weights[:, tap]).to(x.dtype).reshape(-1, *[1] * (x.ndim - 1 - axis))
+        term = x.index_select(axis, beside(x, places[:, tap])) * factor
         total = term if total is None else total + term
     assert total is not None
     return total
