@@ -287,6 +287,29 @@ def test_an_engine_is_put_before_the_kernels(
     assert used == [True, False]  # 24 outputs are no multiple of 16
 
 
+@pytest.mark.parametrize("target", ["sm90-2:4", "sm90-2:4-bf16"])
+def test_an_engine_that_takes_nothing_is_refused(
+    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In fp16 on Hopper it is not tried: saying so, not running other kernels under its name."""
+    pytest.importorskip("tvm")
+    compiled = sparsecc.compile(
+        Net().eval(), (torch.randn(3, 32),), target=target, options={"choose": "always"}
+    )
+    compiled.save(tmp_path / "a.scc")
+    monkeypatch.setattr(cusparselt, "require", lambda device=None: None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    monkeypatch.setattr(
+        "sparsecc.targets.cuda.launch.device_for", lambda artifact, layers: torch.device("cpu")
+    )
+    if target == "sm90-2:4-bf16":
+        sparsecc.load(tmp_path / "a.scc", options={"engine": "cusparselt"}).start()
+        return
+    with pytest.raises(TargetUnavailable, match="takes none of the artifact's 2 sparse products"):
+        sparsecc.load(tmp_path / "a.scc", options={"engine": "cusparselt"}).start()
+
+
 def test_graphs_of_others_are_left_alone(tmp_path: Path) -> None:
     sparsecc.compile(Net().eval(), (torch.randn(3, 32),), target="onnx").save(tmp_path / "n.onnx")
     file = OnnxFile.load(tmp_path / "n.onnx")

@@ -66,24 +66,31 @@ def require(device: torch.device | None = None) -> None:
         )
 
 
-def takes(out: int, k: int, dtype: str, *, convolution: bool) -> bool:
-    """Whether PyTorch gives a layer of these sizes to cuSPARSELt, and that may be tried on this GPU."""
+def takes(
+    out: int, k: int, dtype: str, *, convolution: bool, device: torch.device | None = None
+) -> bool:
+    """Whether PyTorch gives a layer of these sizes to cuSPARSELt, and that may be tried on a GPU.
+
+    ``device`` is the current one if it is None.
+    """
     fits = not convolution and dtype in _ELEMENTS and out % _MULTIPLE == 0 and k % _MULTIPLE == 0
-    return fits and not (dtype == "fp16" and _on_hopper())
+    return fits and not (dtype == "fp16" and _on_hopper(device))
 
 
-def _on_hopper() -> bool:
+def _on_hopper(device: torch.device | None) -> bool:
     """Where cuSPARSELt's search in fp16 runs an illegal instruction, after which a process has no GPU.
 
     Seen with cuSPARSELt 0.8.0 of PyTorch 2.11 on an H100; bfloat16 and int8 work.
     """
-    return torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
+    return torch.cuda.is_available() and torch.cuda.get_device_capability(device)[0] == 9
 
 
 def chosen(given: Operands) -> bool:
     """Whether the operator's kernels name it, and it can be used."""
-    named = NAME in given.kernels.split(",")
-    return named and takes(given.out, given.k, given.dtype, convolution=bool(given.conv)) and not why_not()
+    if NAME not in given.kernels.split(",") or why_not():
+        return False
+    device = given.x.device if given.x.is_cuda else None
+    return takes(given.out, given.k, given.dtype, convolution=bool(given.conv), device=device)
 
 
 def product(given: Operands) -> Tensor:

@@ -11,7 +11,9 @@ import torch
 from onnx import NodeProto
 
 from sparsecc.artifact import MODEL, WEIGHTS, Artifact
+from sparsecc.errors import TargetUnavailable
 from sparsecc.onnxfile.model import OnnxFile, to_numpy
+from sparsecc.reference.onnx_ops.registry import attributes
 from sparsecc.reference.onnx_run import Default, Hook, Runner
 from sparsecc.subject import NodeCheck
 from sparsecc.target import Executor
@@ -48,7 +50,12 @@ class TorchExecutor(Executor):
         file = OnnxFile.load(Path(self._folder.name, MODEL))
         if engine == cusparselt.NAME:
             cusparselt.require(self.device)
-            prefer(file, engine)
+            if sparse and not prefer(file, engine, self.device):
+                raise TargetUnavailable(
+                    f"engine {engine!r} takes none of the artifact's {len(sparse)} sparse products on this GPU: "
+                    "it multiplies in fp16 (not on Hopper) and bf16, no convolutions, sizes that are multiples "
+                    "of 16; load the artifact without it"
+                )
         self._placed: Placed | None = None
         if self.device.type == "cuda" and not Runner(file, cache=False).program.bodies:
             self._placed = Placed(file, self.device)
@@ -101,10 +108,15 @@ class TorchExecutor(Executor):
                 return self._runner.run(feeds, hook=hook)
 
 
-def prefer(file: OnnxFile, engine: str) -> None:
-    """Put ``engine`` before the kernels of every sparse product."""
+def prefer(file: OnnxFile, engine: str, device: torch.device | None = None) -> int:
+    """Put ``engine`` before the kernels of every sparse product; returns how many of them it takes."""
+    taken = 0
     for node in file.proto.graph.node:
         if (node.domain, node.op_type) == (DOMAIN, KIND):
+            given = attributes(node)
+            size, dtype = (int(given["out"]), int(given["k"])), str(given["dtype"])
+            taken += cusparselt.takes(*size, dtype, convolution=bool(given.get("conv")), device=device)
             for attribute in node.attribute:
                 if attribute.name == "kernels":
                     attribute.strings[:] = [engine.encode(), *attribute.strings]
+    return taken
