@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sparsecc.artifact import Artifact
@@ -67,6 +67,17 @@ class Compiled:
                 "at its first call; call it once, or pass example_inputs to compile()"
             )
         return self._built
+
+    def __repr__(self) -> str:
+        if self._built is None:
+            return "<Compiled: at its first call>"
+        return f"<Compiled for {self.artifact.target}: {self.report.summary(self.certificate)}>"
+
+    def __str__(self) -> str:
+        """The report with the artifact's own certificate, where there are such."""
+        if self._built is None:
+            return repr(self)
+        return f"{self!r}\n\n{replace(self.report, certificate=str(self.certificate))}"
 
     @property
     def artifact(self) -> Artifact:

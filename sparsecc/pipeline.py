@@ -32,7 +32,7 @@ def silent(stage: str) -> None:
     """The ``Progress`` that tells nobody."""
 
 
-@dataclass
+@dataclass(repr=False)
 class Pruned:
     """A smaller model with the plan that made it and the certificate that it is right.
 
@@ -46,6 +46,13 @@ class Pruned:
     report: Report
     subject: Subject = field(repr=False)
     applied: Applied = field(repr=False)
+
+    def __repr__(self) -> str:
+        return f"<Pruned {type(self.model).__name__}: {self.report.summary(self.certificate)}>"
+
+    def __str__(self) -> str:
+        """The report; the certificate is part of it."""
+        return f"{self!r}\n\n{self.report}"
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the result atomically: ``.onnx`` for ONNX models, a weights-and-plan file for PyTorch."""

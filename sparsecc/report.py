@@ -128,6 +128,11 @@ class Report:
         except UnsupportedModel as error:
             return replace(self, notes=(*self.notes, f"latency was not measured: {error}"))
 
+    def summary(self, certificate: Certificate) -> str:
+        """One line: what is left, and whether that was verified."""
+        pairs = ((human(self.before[key]), human(self.after[key]), key) for key in ("parameters", "macs"))
+        return f"{', '.join(f'{a} -> {b} {key}' for a, b, key in pairs)}, {certificate.status}"
+
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
         return asdict(self)

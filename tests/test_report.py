@@ -134,3 +134,18 @@ def test_figures_are_those_of_the_example_that_was_given(batch: int, convolution
     result.report.timed(result.subject, result.applied.timed)
     assert set(seen) == {batch}
     assert [tuple(t.shape) for t in result.subject.example()] == [tuple(x.shape)]
+
+
+def test_results_print_as_what_they_are() -> None:
+    """No arrays of a plan: one line as a representation, the report as text."""
+    net, x = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)).eval(), torch.randn(2, 8)
+    result = sparsecc.prune(net, (x,))
+    assert repr(result) == "<Pruned Sequential: 212 -> 108 parameters, 384 -> 192 macs, VERIFIED>"
+    compiled = sparsecc.compile(result.model, (x,), target="cpu")
+    assert repr(compiled) == "<Compiled for cpu: 108 -> 108 parameters, 192 -> 192 macs, VERIFIED>"
+    for found in (result, compiled):
+        lines = str(found).splitlines()
+        assert lines[0] == repr(found)
+        assert sum(line.startswith("VERIFIED") for line in lines) == 1
+    assert "artifact: " in str(compiled)
+    assert repr(sparsecc.compile(net)) == "<Compiled: at its first call>"
