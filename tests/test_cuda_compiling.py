@@ -18,7 +18,10 @@ import sparsecc
 from sparsecc.cli.commands import cli
 from sparsecc.errors import InvalidModel, InvalidOption, TargetRefused
 from sparsecc.fx.to_onnx import to_onnx
+from sparsecc.onnxfile.model import OnnxFile
 from sparsecc.passes import NMPattern
+from sparsecc.targets.cuda.launch import chosen, kernels_of, picked
+from sparsecc.targets.cuda.tune import Times
 
 ALWAYS = {"choose": "always"}
 
@@ -191,6 +194,31 @@ def test_what_would_stay_dense_keeps_its_weights(
     spared = next((note for note in compiled.report.notes if "keep all of their weights" in note), "")
     assert ("small.weight" in spared) is ("small.weight" not in wanted)
     assert "volume.weight" in spared
+
+
+def test_what_was_measured_for_some_rows_runs_with_about_as_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models keep a dynamic batch: the tile that tuning found has to be taken all the same."""
+    pytest.importorskip("tvm")
+    times = Times(9.0, {"large": 3.0, "batch16": 5.0})
+    monkeypatch.setattr("sparsecc.targets.cuda.tune.meter", lambda arch: lambda layer, dtype: times)
+    x = torch.randn(20, 64)
+    compiled = sparsecc.compile(pruned(mlp(), x), (x,), target="sm80-2:4", options={"choose": "measured"})
+    kernels = kernels_of(compiled.artifact)
+    (first, _) = (row["kernels"] for row in json.loads(compiled.artifact.read("layers.json")))
+    file = OnnxFile.load(onnx.load_from_string(compiled.artifact.read("model.onnx")))
+    node = next(node for node in file.proto.graph.node if node.op_type == "SparseMatMul")
+    names = next(a for a in node.attribute if a.name == "kernels").strings
+    assert [name.decode() for name in names] == [f"{first[0]}@20", *first[1:]]
+    assert len(first) > 1
+    own = {name: kernels[name] for name in first}
+    large = own[first[0]]
+    assert large.config.block_n == max(kernel.config.block_n for kernel in own.values())
+    joined = ",".join(name.decode() for name in names)
+    taken = {rows: picked(joined, own, rows, rows) for rows in (1, 13, 14, 20, 30, 31, 4096)}
+    assert [taken[rows] is large for rows in (14, 20, 30)] == [True] * 3
+    assert all(taken[rows] is chosen(list(own.values()), rows) for rows in (1, 13, 31, 4096))
+    assert taken[1] is not large
+    assert picked(",".join(first), own, 20, 20) is chosen(list(own.values()), 20)
 
 
 def test_zeros_that_gain_nothing_are_told() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,9 @@ from sparsecc.targets.cuda.build import Kernel, Launch
 from sparsecc.targets.cuda.driver import driver
 from sparsecc.targets.cuda.operator import DTYPES, Operands, result_type, rounded_to
 from sparsecc.targets.cuda.tiles import default_config, tile_for, turns, warpgroup_tile
+
+#: up to how many times as many rows, or as few, what was measured holds
+_ALIKE = 1.5
 
 KERNELS = "kernels.json"
 FOLDER = "kernels"
@@ -106,18 +110,30 @@ def chosen(kernels: Sequence[Kernel], rows: int) -> Kernel:
     return min(others, key=lambda kernel: (abs(kernel.config.block_n - wanted), kernel.entry))
 
 
+def picked(names: str, loaded: Mapping[str, Kernel], rows: int, total: int) -> Kernel:
+    """The kernel that was measured to be the fastest for about ``total`` rows, or else the one for ``rows``.
+
+    ``names``: of those that a layer has, joined by commas; ``NAME@ROWS`` was measured for so many.
+    """
+    for name, _, measured in (text.partition("@") for text in names.split(",")):
+        if name in loaded and measured and 1 / _ALIKE <= total / int(measured) <= _ALIKE:
+            return loaded[name]
+    return chosen(list(loaded.values()), rows)
+
+
 def launched(given: Operands, shape: Sequence[int]) -> torch.Tensor:
     """Run one of the operator's kernels on the GPU that holds its input; the output has ``shape``."""
     index = given.x.device.index
     assert index is not None
-    found = [_loaded[index, name] for name in given.kernels.split(",") if (index, name) in _loaded]
+    names = [name.partition("@")[0] for name in given.kernels.split(",")]
+    found = {name: _loaded[index, name] for name in names if (index, name) in _loaded}
     if not found:
         raise TargetUnavailable(
             f"no kernel of this layer is loaded on cuda:{index}, which is not the GPU of the artifact"
         )
     sizes, rows = run_time_sizes(given, shape)
-    by_name = {one.kernel.entry: one for one in found}
-    kernel = chosen([one.kernel for one in found], rows)
+    total = math.prod(shape) // given.out
+    kernel = picked(given.kernels, {name: one.kernel for name, one in found.items()}, rows, total)
     launch = kernel.launch(**sizes)
     wide = torch.float32 if kernel.config.out_dtype == "fp32" else DTYPES[kernel.config.out_dtype]
     result = torch.empty(list(shape), dtype=wide, device=given.x.device)
@@ -132,7 +148,7 @@ def launched(given: Operands, shape: Sequence[int]) -> torch.Tensor:
         "residual": residual,
     }
     with torch.cuda.device(given.x.device):
-        start(by_name[kernel.entry].function, kernel, launch, tensors)
+        start(found[kernel.entry].function, kernel, launch, tensors)
     return result.to(result_type(given.x))
 
 

@@ -111,7 +111,10 @@ class _Cuda(Target):
             output: [*engines.get(output, ()), *(made[one].entry for one in plan)]
             for output, plan in plans.items()
         }
-        proto = rewritten(file, [layer for layer, _ in sparse], keys, spec.dtype)
+        named = {
+            layer.output: _named(layer, choice, keys[layer.output], spec.dtype) for layer, choice in sparse
+        }
+        proto = rewritten(file, [layer for layer, _ in sparse], named, spec.dtype)
         files: dict[str, Member] = {
             f"{FOLDER}/{name}": content for k in built.values() for name, content in k.files().items()
         }
@@ -182,6 +185,15 @@ _NOT_QUANTISED = Refusal(
     "int8 needs the ranges of activations, and no product of it reads quantised numbers",
     "sparsecc.quantize(model, calibration=batches) makes such a model; compile its result",
 )
+
+
+def _named(layer: Layer, choice: Choice, names: Sequence[str], dtype: str | None) -> list[str]:
+    """Names of kernels in the graph: where one was measured to be the fastest, with the rows of that."""
+    from sparsecc.targets.cuda.plan_kernels import element_of, made
+
+    if not choice.tile or choice.tile in ENGINES or made(choice.tile, layer, element_of(layer, dtype)) is None:
+        return list(names)
+    return [f"{names[0]}@{layer.rows}", *names[1:]]
 
 
 def _json(data: Any) -> bytes:
