@@ -84,6 +84,7 @@ gpu-test: $(DEV) ## run the kernels on the GPU at hand: exactness, CUDA graphs (
 
 gpu-bench: $(DEV) ## time the kernels beside cuBLASLt and cuSPARSELt, and write docs/gpu.md
 	$(BIN)/python -m benchmarks.gpu
+	$(BIN)/python -m benchmarks.gpu_model
 
 bench-accuracy: $(BENCH) data ## prune trained models in many ways and write docs/accuracy.md (hours; goes on where it stopped)
 	$(BIN)/python -m benchmarks.accuracy
