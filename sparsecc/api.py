@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -26,7 +26,7 @@ from sparsecc.passes import (
     SparseGPT,
     known,
 )
-from sparsecc.patterns.lacking import lacking_note, spared_note, without_gain
+from sparsecc.patterns.lacking import lacking_note, spared, without_gain
 from sparsecc.pipeline import Progress, Pruned, Ranking, open_subject, run, settle, silent
 from sparsecc.plan import Plan
 from sparsecc.probing import SHARES, Probe, Sensitivity, measured
@@ -377,18 +377,29 @@ def targets() -> TargetTable:
     return _targets()
 
 
-def _passes_for(
-    back_end: Target, spec: TargetSpec, subject: Subject, has_data: bool
-) -> tuple[list[Pass], Iterator[str]]:
-    """What is done without a recipe, and notes: a target's pattern goes where the target would use it."""
-    if spec.pattern is None:
-        return [DeadChannelElimination()], iter(())
-    kind = SparseGPT if has_data else NMPattern
+def _settled(
+    back_end: Target,
+    spec: TargetSpec,
+    subject: Subject,
+    passes: Sequence[Pass] | None,
+    *,
+    has_data: bool,
+    **how: Any,
+) -> Pruned:
+    """The model after ``passes``; without them a target's pattern goes where the target would use it."""
+    if passes is None and spec.pattern is None:
+        passes = [DeadChannelElimination()]
+    if passes is not None or spec.pattern is None:
+        result = settle(subject, passes or (), **how)
+        notes = lacking_note(subject, result.plan, spec.pattern)
+        result.report = replace(result.report, notes=(*result.report.notes, *notes))
+        return result
     gaining = back_end.gaining(partial(_as_it_is, subject), spec)
-    if gaining is None:
-        return [kind(pattern=spec.pattern)], iter(())
-    spared = without_gain(subject, gaining)
-    return [kind(pattern=spec.pattern, exclude=tuple(spared))], spared_note(spared, gaining, spec.pattern)
+    without = {} if gaining is None else without_gain(subject, gaining)
+    kind = SparseGPT if has_data else NMPattern
+    result = settle(subject, [kind(pattern=spec.pattern, exclude=tuple(without))], **how)
+    result.report = spared(result.report, without, spec.pattern)
+    return result
 
 
 def _as_it_is(subject: Subject) -> tuple[OnnxFile, dict[str, tuple[int, ...]]]:
@@ -416,12 +427,8 @@ def _build(
     progress("capture")
     subject: Subject = open_subject(model, example_inputs, dynamic_shapes=dynamic_shapes)
     require_accepted(back_end, spec, subject.view)
-    notes: Iterator[str] | None
-    chosen, notes = (passes, None) if passes is not None else _passes_for(back_end, spec, subject, has_data)
-    result = settle(subject, chosen, verify=verify, saliency=ranking, progress=progress)
-    if notes is None:
-        notes = lacking_note(subject, result.plan, spec.pattern)
-    result.report = replace(result.report, notes=(*result.report.notes, *notes))
+    how = {"verify": verify, "saliency": ranking, "progress": progress}
+    result = _settled(back_end, spec, subject, passes, has_data=has_data, **how)
     progress("lower")
     model_file, signature = lowered(result.subject, result.applied)
     progress("build")

@@ -79,9 +79,9 @@ def report_tables(report: Report) -> Iterator[RenderableType]:
         yield table(f"{len(changed)} groups became smaller", ("group", "kind", ">kept", "by"), lines)
     if report.patterns:
         columns = tuple(">" * (name in ("zeros", "magnitude kept")) + name for name in PATTERN_COLUMNS)
-        yield table(
-            pattern_totals(report.patterns), columns, [tuple(r) for r in pattern_rows(report.patterns)]
-        )
+        rows_of_patterns = pattern_rows(report.patterns)
+        if rows_of_patterns:
+            yield table(pattern_totals(report.patterns), columns, [tuple(r) for r in rows_of_patterns])
         yield from map(Text, pattern_uses(report.patterns))
     if report.skips:
         yield table("left alone", (">number", "first", "reason"), skip_rows(report.skips))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from sparsecc.patterns.layers import layers
 from sparsecc.patterns.nm import NM
@@ -10,6 +11,7 @@ from sparsecc.patterns.present import magnitudes
 from sparsecc.patterns.survey import survey
 from sparsecc.pipeline import given
 from sparsecc.plan import Plan
+from sparsecc.report import Report
 from sparsecc.subject import Subject
 
 _LISTED = 5
@@ -32,24 +34,34 @@ def lacking_note(subject: Subject, plan: Plan, pattern: str | None) -> Iterator[
         )
 
 
-def without_gain(subject: Subject, gaining: Mapping[str, str]) -> list[str]:
-    """Weights that a pattern could be put into, and that a target would not use it in."""
+def without_gain(subject: Subject, gaining: Mapping[str, str]) -> dict[str, str]:
+    """Weights that a pattern could be put into, and why a target would not use it there."""
     view = subject.analysis.view
     names: dict[str, list[str]] = {}
     for alias, name in view.tied.items():
         names.setdefault(name, []).append(alias)
-    found = dict.fromkeys(layer.weight for layer in layers(subject.analysis))
-    return [w for w in found if all(gaining.get(name, "there") for name in (w, *names.get(w, ())))]
+    found: dict[str, str] = {}
+    for layer in layers(subject.analysis):
+        why = [gaining.get(name, _UNREAD) for name in (layer.weight, *names.get(layer.weight, ()))]
+        if all(why):
+            found[layer.weight] = next((reason for reason in why if reason != _UNREAD), _UNREAD)
+    return found
 
 
-def spared_note(names: Sequence[str], gaining: Mapping[str, str], pattern: str) -> Iterator[str]:
-    """The note on weights that keep all of their numbers, where there are any."""
-    if names:
-        why = gaining.get(names[0], "no product reads it as it is stored")
-        yield (
-            f"layers that this target would not run faster with {pattern} keep all of their weights: "
-            f"{listed(names)} ({names[0]}: {why})"
-        )
+_UNREAD = "none of its products reads it as it is stored"
+
+
+def spared(report: Report, without: Mapping[str, str], pattern: str) -> Report:
+    """A report that says why weights keep all of their numbers which a target would not run faster."""
+    if not without:
+        return report
+    first, why = next(iter(without.items()))
+    note = (
+        f"layers that this target would not run faster with {pattern} keep all of their weights: "
+        f"{listed(list(without))} ({first}: {why})"
+    )
+    skips = tuple((where, without.get(where, reason)) for where, reason in report.skips)
+    return replace(report, skips=skips, notes=(*report.notes, note))
 
 
 def listed(names: Sequence[str]) -> str:
