@@ -105,8 +105,11 @@ def capture(
     example_inputs: Any = None,
     *,
     dynamic_shapes: Any = None,
+    static: str = "",
 ) -> Program:
     """Capture a PyTorch model as a ``Program``; the model is left as it was.
+
+    ``static``: why the default, a dynamic batch, is not tried.
 
     Raises ``InvalidOption`` where example inputs are missing or do not fit, ``UnsupportedModel``
     where torch.export cannot trace the model (its own message is attached).
@@ -129,7 +132,7 @@ def capture(
     given = pytree.tree_leaves((args, kwargs))
     with evaluating(inner, notes):
         try:
-            exported, args, kwargs, shapes = _export(inner, args, kwargs, dynamic_shapes, notes)
+            exported, args, kwargs, shapes = _export(inner, args, kwargs, dynamic_shapes, notes, static)
         except UnsupportedModel:
             _check_runs(inner, args, kwargs)
             raise
@@ -196,25 +199,42 @@ def _switch(module: torch.nn.Module, training: bool) -> None:
 
 
 def _export(
-    module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], shapes: Any, notes: list[str]
+    module: torch.nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    shapes: Any,
+    notes: list[str],
+    static: str,
 ) -> tuple[ExportedProgram, tuple[Any, ...], dict[str, Any], Any]:
     if shapes is not None:
         return _quiet_export(module, args, kwargs, shapes), args, kwargs, shapes
     error: UnsupportedModel | None = None
-    for wide_args, wide_kwargs in _batched(args, kwargs):
+    for wide_args, wide_kwargs in () if static else _batched(args, kwargs):
         auto = _auto_batch(module, wide_args, wide_kwargs)
         if auto is None:
             continue
         try:
-            return _quiet_export(module, wide_args, wide_kwargs, auto), wide_args, wide_kwargs, auto
+            exported = _quiet_export(module, wide_args, wide_kwargs, auto)
         except UnsupportedModel as caught:
             error = caught
+            continue
+        if _varies(exported):
+            return exported, wide_args, wide_kwargs, auto
+        static = "its code depends on the size of the batch"
     try:
         exported = _quiet_export(module, args, kwargs, None)
     except UnsupportedModel as caught:
         raise caught from error
-    notes.append("captured with the example's static sizes (it could not be exported with a dynamic batch)")
+    why = static or "it could not be exported with a dynamic batch"
+    notes.append(f"captured with the example's static sizes ({why})")
     return exported, args, kwargs, None
+
+
+def _varies(exported: ExportedProgram) -> bool:
+    """Whether a size of an input varies; torch writes some as symbols that have one value."""
+    inputs = (n.meta.get("val") for n in exported.graph.nodes if n.op == "placeholder")
+    sizes = (size for value in inputs if isinstance(value, torch.Tensor) for size in value.shape)
+    return any(isinstance(size, torch.SymInt) and size.node.maybe_as_int() is None for size in sizes)
 
 
 def _check_runs(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

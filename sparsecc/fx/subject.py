@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 from sparsecc.axes.analysis import Analysis, Keeps
 from sparsecc.axes.terms import Kept
 from sparsecc.errors import InvalidOption, SparseccError, UnsupportedModel
+from sparsecc.fx.batch_of_one import holds_for_one
 from sparsecc.fx.capture import Program, capture, evaluating, recapture, split_inputs
 from sparsecc.fx.config import changed, descriptions, has_config, rebuilt
 from sparsecc.fx.editor import edit
@@ -97,6 +98,8 @@ class TorchSubject(Subject):
     def __init__(self, model: Any, example_inputs: Any = None, *, dynamic_shapes: Any = None) -> None:
         self.given = model
         self.program = capture(model, example_inputs, dynamic_shapes=dynamic_shapes)
+        if self.program.doubled and not holds_for_one(self.program, *split_inputs(example_inputs)):
+            self.program = capture(model, example_inputs, static="it treats a batch of one differently")
         self.notes = list(self.program.notes)
         self._held = False
 

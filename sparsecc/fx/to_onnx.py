@@ -81,6 +81,7 @@ def to_onnx(
         _tidy(model, _parameters(program))
         inputs = {value.name: value for value in model.graph.inputs}
         _rename(model, input_names, output_names)
+        _fix_dimensions(model)
         _rename_dimensions(model, inputs, dynamic or {})
         _strip(model)
         return exported.model_proto
@@ -379,6 +380,20 @@ def _rename(model: ir.Model, inputs: Sequence[str] | None, outputs: Sequence[str
 
 def _unused(name: str, taken: Mapping[str | None, object]) -> str:
     return next(other for k in itertools.count(1) if (other := f"{name}_{k}") not in taken)
+
+
+def _fix_dimensions(model: ir.Model) -> None:
+    """Sizes that the exporter wrote as symbols although they have one value (``"2"``) are numbers."""
+    import onnx_ir as ir
+
+    for value in _values(model):
+        sizes = [] if value.shape is None else list(value.shape)
+        texts = [size.value if isinstance(size, ir.SymbolicDim) else None for size in sizes]
+        if any(text is not None and text.isdecimal() for text in texts):
+            value.shape = ir.Shape(
+                int(text) if text is not None and text.isdecimal() else size
+                for text, size in zip(texts, sizes, strict=True)
+            )
 
 
 def _rename_dimensions(
