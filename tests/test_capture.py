@@ -750,7 +750,7 @@ def test_squeezes_drop_no_axis_for_what_is_left_of_it(squeeze: Any, left: int) -
 
 
 def test_squeezes_that_may_drop_other_axes_keep_two_positions() -> None:
-    """A batch of one is dropped in the original too: nobody knows when the plan is made, or all sizes stay."""
+    """A batch of one is dropped in the original too, which nobody knows when the plan is made."""
 
     class Pooled(nn.Module):
         def __init__(self) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 from torch.nn import functional as F
 
@@ -81,14 +84,31 @@ class Language(nn.Module):
         return F.linear(y, self.words.weight), y[torch.arange(len(ids)), ids.argmax(-1)]
 
 
+class Tables(nn.Module):
+    """Buffers that are cut by a length: positions, a causal mask as GPT-2 keeps it; and NaN of sizes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places = nn.Embedding(128, 16)
+        self.register_buffer("ids", torch.arange(128).flip(0)[None])
+        self.register_buffer("allowed", torch.ones(1, 128, 128, dtype=torch.bool).tril())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        length = x.shape[1]
+        y = x + self.places(self.ids[:, :length])
+        scores = torch.where(self.allowed[:, :length, :length], y @ y.mT, torch.full([], -1e9))
+        return torch.softmax(scores, -1) @ y + torch.full((length, 1), float("nan")).isnan()
+
+
 def drawn(kind: type[nn.Module]) -> torch.Tensor:
     if kind is Language:
         return torch.randint(1, 50, (3, 7))
-    return torch.randn(2, 6, 32) if kind is Decoder else torch.randn(2, 3, 11, 9)
+    shapes = {Decoder: (2, 6, 32), Convolutions: (2, 3, 11, 9), Tables: (2, 9, 16)}
+    return torch.randn(shapes[kind])
 
 
 @pytest.mark.parametrize("fixed", [False, True])
-@pytest.mark.parametrize("kind", [Decoder, Convolutions, Language])
+@pytest.mark.parametrize("kind", [Decoder, Convolutions, Language, Tables])
 def test_nothing_waits_for_the_gpu(
     kind: type[nn.Module], fixed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,3 +174,60 @@ def test_the_simulation_tells_what_waits(monkeypatch: pytest.MonkeyPatch) -> Non
         mode.capturing = True
         with pytest.raises(InvalidModel, match=r"while a graph is captured|waits for the GPU"), GPU:
             runner.run({file.inputs[0].name: there})
+
+
+def test_what_a_graph_reads_is_not_freed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mask for nine positions, captured, is there after a run with eleven."""
+
+    def lengths(length: int) -> torch.Tensor:
+        return torch.randn(2, length, 32)
+
+    model = Decoder().eval()
+    sizes = {"x": {0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO}}
+    file = OnnxFile.load(to_onnx(torch.export.export(model, (lengths(9),), dynamic_shapes=sizes)))
+    name = file.inputs[0].name
+    with torch.inference_mode(), simulation(monkeypatch) as mode:
+        placed = Placed(file, GPU)
+        placed.run({name: lengths(9).to(GPU)})
+        there = lengths(9).to(GPU)
+        mode.capturing = True
+        placed.run({name: there})
+        mode.capturing = False
+        read = [weakref.ref(moved) for _, moved in placed._there.values()]
+        other = placed.run({name: lengths(11).to(GPU)})
+        gc.collect()
+        assert read
+        assert all(reference() is not None for reference in read)
+        x = lengths(11)
+        found = placed.run({name: x.to(GPU)})
+        assert next(iter(other.values())).shape == (2, 11, 32)
+        torch.testing.assert_close(next(iter(found.values())).held, model(x))
+
+
+def test_sequences_are_where_their_items_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    nodes = [
+        helper.make_node("Shape", ["x"], ["shape"]),
+        helper.make_node("Cast", ["shape"], ["wide"], to=TensorProto.FLOAT),
+        helper.make_node("SequenceConstruct", ["wide"], ["s"]),
+        helper.make_node("ReduceSum", ["x", "axes"], ["sums"], keepdims=0),
+        helper.make_node("SequenceInsert", ["s", "sums"], ["t"]),
+        helper.make_node("ConcatFromSequence", ["t"], ["y"], axis=0),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])],
+        [
+            helper.make_tensor_value_info("y", TensorProto.FLOAT, None),
+            helper.make_empty_tensor_value_info("t"),
+        ],
+        [numpy_helper.from_array(np.array([0]), "axes")],
+    )
+    file = OnnxFile.load(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)]))
+    x = torch.randn(3, 4)
+    wanted = Runner(file).run({"x": x})
+    with torch.inference_mode(), simulation(monkeypatch):
+        found = Placed(file, GPU).run({"x": x.to(GPU)})
+    torch.testing.assert_close(found["y"].held, wanted["y"])
+    for ours, theirs in zip(found["t"], wanted["t"], strict=True):
+        torch.testing.assert_close(ours.held, theirs)

@@ -21,7 +21,7 @@ from sparsecc.targets.arguments import as_torch, checked
 from sparsecc.targets.cuda import cusparselt
 from sparsecc.targets.cuda.listing import layers_of
 from sparsecc.targets.cuda.operator import DTYPES
-from sparsecc.targets.cuda.placement import Placed
+from sparsecc.targets.cuda.placement import Placed, moved
 from sparsecc.targets.cuda.reference import DOMAIN, KIND, rounding_bound
 
 
@@ -78,7 +78,7 @@ class TorchExecutor(Executor):
         """Outputs by their names in the graph, for inputs by theirs; on the CPU where all inputs are."""
         found = self._run(feeds)
         there = all(value.device.type == "cpu" for value in feeds.values())
-        return {name: found[name].cpu() if there else found[name] for name in self._outputs}
+        return {name: moved(found[name], torch.device("cpu")) if there else found[name] for name in self._outputs}
 
     def alone(
         self, feeds: Mapping[str, torch.Tensor], values: Mapping[str, torch.Tensor]

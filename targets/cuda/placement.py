@@ -6,7 +6,7 @@ axes, counts).  Nothing of them waits for the GPU then, and a CUDA graph can be 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 from onnx import NodeProto
 
 from sparsecc.onnxfile.model import OnnxFile
-from sparsecc.reference.onnx_run import Default, Hook, Runner
+from sparsecc.reference.onnx_run import Default, Hook, Program, Runner
 
 _REDUCTIONS = (
     "ReduceSum", "ReduceProd", "ReduceMean", "ReduceMax", "ReduceMin", "ReduceL1", "ReduceL2",
@@ -47,8 +47,6 @@ NUMBERS: Mapping[str, frozenset[int]] = MappingProxyType(
 _ASKING = ("Shape", "Size")
 
 _CPU = torch.device("cpu")
-_SMALL = 64
-"""Elements up to which a constant may be numbers, and is kept on the CPU as well."""
 
 
 class Placed:
@@ -59,23 +57,25 @@ class Placed:
         if found.program.bodies:
             raise ValueError("bodies of control flow read values of the graph wherever they are")
         self.device = device
-        constants = ((name, found.constant(name)) for name in found.program.constants)
+        here = set(_numbers_of(found.program))
+        constants = ((n, found.constant(n)) for n in found.program.constants if n not in here)
         self.runner = Runner(
             file,
             weights={
                 name: value.to(device)
                 for name, value in constants
-                if isinstance(value, torch.Tensor) and value.numel() > _SMALL
+                if isinstance(value, torch.Tensor)
             },
         )
         self._sizes = self.runner.sizes
         self._there: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._captured: list[torch.Tensor] = []  # what CUDA graphs read must not be freed
 
     def run(self, feeds: Mapping[str, torch.Tensor], hook: Hook | None = None) -> dict[str, Any]:
         """The graph's outputs on the GPU; ``hook`` sees every node with its operands in place."""
-        moved = {name: value.to(self.device) for name, value in feeds.items()}
-        found = self.runner.run(moved, hook=partial(self._placed, hook))
-        return {name: _to(value, self.device) for name, value in found.items()}
+        there = {name: value.to(self.device) for name, value in feeds.items()}
+        found = self.runner.run(there, hook=partial(self._placed, hook))
+        return {name: moved(value, self.device) for name, value in found.items()}
 
     def _placed(
         self, hook: Hook | None, node: NodeProto, index: int, values: list[Any], default: Default
@@ -85,24 +85,42 @@ class Placed:
             default = partial(_hooked, hook, node, index, default)
         if self._sizes.get(node.output[0], False):
             with _CPU:
-                return default(values if node.op_type in _ASKING else [_to(v, _CPU) for v in values])
-        numbers = NUMBERS.get(node.op_type, frozenset()) if node.domain in ("", "ai.onnx") else frozenset()
+                return default(values if node.op_type in _ASKING else [moved(v, _CPU) for v in values])
+        numbers = _numbers(node)
         with self.device:
             return default(
                 [
-                    _to(value, _CPU) if place in numbers else self._data(name, value)
+                    moved(value, _CPU) if place in numbers else self._data(name, value)
                     for place, (name, value) in enumerate(zip(node.input, values, strict=True))
                 ]
             )
 
     def _data(self, name: str, value: Any) -> Any:
         """A value on the GPU; constants, and what sizes make as they did before, are moved once."""
+        if isinstance(value, list):
+            return [self._data(f"{name}[{place}]", item) for place, item in enumerate(value)]
         if not isinstance(value, torch.Tensor) or value.device == self.device:
             return value
         here, there = self._there.get(name, (None, None))
-        if here is None or not (here is value or _same(here, value)):
+        if here is None or there is None or not (here is value or _same(here, value)):
             here, there = self._there[name] = value, value.to(self.device)
+        if torch.cuda.is_current_stream_capturing():
+            self._captured.append(there)
         return there
+
+
+def _numbers(node: NodeProto) -> frozenset[int]:
+    """The operands that a node reads as numbers."""
+    return NUMBERS.get(node.op_type, frozenset()) if node.domain in ("", "ai.onnx") else frozenset()
+
+
+def _numbers_of(program: Program) -> Iterator[str]:
+    """What is read on the CPU: operands of computations on sizes, and numbers of the others."""
+    for step in program.steps:
+        numbers = _numbers(step.node)
+        for place, name in enumerate(step.node.input):
+            if step.native or place in numbers:
+                yield name
 
 
 def _hooked(
@@ -112,8 +130,13 @@ def _hooked(
 
 
 def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return a.dtype == b.dtype and torch.equal(a, b)
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    return torch.allclose(a, b, 0, 0, equal_nan=True) if a.is_floating_point() else torch.equal(a, b)
 
 
-def _to(value: Any, device: torch.device) -> Any:
+def moved(value: Any, device: torch.device) -> Any:
+    """A tensor, or those in a list, on a device; anything else as it is."""
+    if isinstance(value, list):
+        return [moved(item, device) for item in value]
     return value.to(device) if isinstance(value, torch.Tensor) else value

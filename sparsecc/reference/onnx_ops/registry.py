@@ -252,7 +252,14 @@ def beside(x: torch.Tensor, array: npt.NDArray[Any]) -> torch.Tensor:
     array = np.ascontiguousarray(array)
     if x.device.type == "cpu":
         return torch.from_numpy(array)
-    return _copied(array.tobytes(), array.dtype.str, array.shape, x.device)
+    found = _copied(array.tobytes(), array.dtype.str, array.shape, x.device)
+    if torch.cuda.is_current_stream_capturing():
+        _captured.append(found)
+    return found
+
+
+#: what CUDA graphs read must not be freed
+_captured: list[torch.Tensor] = []
 
 
 @lru_cache(256)
