@@ -26,7 +26,7 @@ from sparsecc.passes import (
     SparseGPT,
     known,
 )
-from sparsecc.patterns.lacking import lacking_note, spared, without_gain
+from sparsecc.patterns.lacking import excluded, lacking_note, spared, without_gain
 from sparsecc.pipeline import Progress, Pruned, Ranking, open_subject, run, settle, silent
 from sparsecc.plan import Plan
 from sparsecc.probing import SHARES, Probe, Sensitivity, measured
@@ -397,7 +397,8 @@ def _settled(
     gaining = back_end.gaining(partial(_as_it_is, subject), spec)
     without = {} if gaining is None else without_gain(subject, gaining)
     kind = SparseGPT if has_data else NMPattern
-    result = settle(subject, [kind(pattern=spec.pattern, exclude=tuple(without))], **how)
+    left = excluded(without, subject.analysis.view.weights)
+    result = settle(subject, [kind(pattern=spec.pattern, exclude=left)], **how)
     result.report = spared(result.report, without, spec.pattern)
     return result
 

@@ -207,12 +207,12 @@ def idle_notes(analysis: Analysis, plan: Plan) -> list[str]:
     """That a recipe removed nothing, and why, where nobody else says so."""
     if plan.mode != "prune" or not plan.recipe or plan.actions or plan.patterns:
         return []
-    if not analysis.groups:
-        why = "no axis can be pruned, see the frozen axes"
-    elif len(plan.skips) >= len(analysis.groups):
-        why = "every group was left alone, see the reasons"
+    if plan.skips:
+        why = "see what was left alone, and why"
+    elif not analysis.groups:
+        why = "no position can go, see the frozen axes"
     else:
-        why = "sparsity, multiple_of and min_keep leave every group all of its positions"
+        why = "its passes found nothing to remove, by their kinds, sparsity, multiple_of and min_keep"
     return [f"nothing was removed: {why}"]
 
 

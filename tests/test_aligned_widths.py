@@ -90,3 +90,15 @@ def test_a_choice_by_hand_is_told() -> None:
     assert group.multiple == 8
     with pytest.raises(InvalidOption, match="has to be a multiple of 8 positions, and 20 would"):
         lower(analysis, {group.name: np.arange(24) >= 4})
+
+
+def test_measured_shares_are_multiples() -> None:
+    """What shares are found from is what widths may be: not rounded back to nothing."""
+    model, x = Experts().to(DTYPE).eval(), torch.randn(16, 8, dtype=DTYPE)
+    data = sparsecc.CalibrationData([(x,)], inputs=lambda batch: batch)
+    found = sparsecc.sensitivity(model, (x,), calibration=data)
+    assert {line.multiple for line in found.lines} == {8}
+    assert found.shares(0.3)["up[2]"] == pytest.approx(1 / 3)
+    result = sparsecc.prune(model, (x,), sparsity=0.3, allocation="sensitivity", calibration=data)
+    assert kept(result)["up[2]"] == 16
+    assert type(found).from_json(found.to_json()) == found

@@ -8,10 +8,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import torch
 from click.testing import CliRunner
+from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 import sparsecc
@@ -194,6 +196,26 @@ def test_what_would_stay_dense_keeps_its_weights(
     spared = next((note for note in compiled.report.notes if "keep all of their weights" in note), "")
     assert ("small.weight" in spared) is ("small.weight" not in wanted)
     assert "volume.weight" in spared
+
+
+@pytest.mark.parametrize(
+    ("stays", "gains"),
+    [("w*", "wide"), ("layers", "layers.0.weight"), ("a/b", "a/b/c"), ("=w", "w"), ("w[1]", "w1")],
+)
+def test_names_of_spared_weights_are_no_patterns(stays: str, gains: str) -> None:
+    pytest.importorskip("tvm")
+    rng = np.random.default_rng(0)
+    weights = {name: rng.standard_normal((64, 64)).astype(np.float32) / 8 for name in (stays, gains)}
+    nodes = [
+        helper.make_node("Gemm", ["x", stays], ["h"], alpha=2.0),  # which no kernel takes
+        helper.make_node("MatMul", ["h", gains], ["y"]),
+    ]
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, ["n", 64]) for n in "xy")
+    stored = [numpy_helper.from_array(value, name) for name, value in weights.items()]
+    graph = helper.make_graph(nodes, "g", [x], [y], stored)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    compiled = sparsecc.compile(model, {"x": torch.randn(8, 64)}, target="sm80-2:4", options=ALWAYS)
+    assert [action.weight for action in compiled.plan.actions] == [gains]
 
 
 def test_what_was_measured_for_some_rows_runs_with_about_as_many(monkeypatch: pytest.MonkeyPatch) -> None:

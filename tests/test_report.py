@@ -149,3 +149,21 @@ def test_results_print_as_what_they_are() -> None:
         assert sum(line.startswith("VERIFIED") for line in lines) == 1
     assert "artifact: " in str(compiled)
     assert repr(sparsecc.compile(net)) == "<Compiled: at its first call>"
+
+
+@pytest.mark.parametrize(
+    ("recipe", "why"),
+    [
+        ("ChannelPruning(multiple_of=64)", "by their kinds, sparsity, multiple_of and min_keep"),
+        ("HeadPruning()", "by their kinds, sparsity, multiple_of and min_keep"),
+        ("ChannelPruning(exclude=('*',))", "see what was left alone"),
+        ("ExpertPruning()", "see what was left alone"),
+    ],
+)
+def test_that_nothing_was_removed_is_said(recipe: str, why: str) -> None:
+    net, x = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4)).eval(), (torch.randn(2, 8),)
+    (note,) = (n for n in sparsecc.prune(net, x, recipe=recipe).report.notes if "nothing was removed" in n)
+    assert why in note
+    alone = sparsecc.prune(nn.Linear(8, 4).eval(), x, sparsity=0.5).report.notes
+    assert any("nothing was removed: no position can go, see the frozen axes" in n for n in alone)
+    assert not any("nothing was removed" in n for n in sparsecc.prune(net, x).report.notes)

@@ -467,7 +467,8 @@ class Keeps:
 def matches(name: str, patterns: Iterable[str]) -> bool:
     """Whether a dotted name matches a glob such as ``layer1.*`` or is below it.
 
-    ``*`` stands for any run of characters; a pattern also matches everything inside what it names.
+    ``*`` stands for any run of characters; a pattern also matches everything inside what it names.  ``=name``
+    is that very name.
     """
     return any(_compiled(p).fullmatch(name) is not None for p in patterns)
 
@@ -476,6 +477,8 @@ _CACHE: dict[str, re.Pattern[str]] = {}
 
 
 def _compiled(pattern: str) -> re.Pattern[str]:
+    if pattern.startswith("="):
+        return re.compile(re.escape(pattern[1:]))
     if pattern not in _CACHE:
         body = ".*".join(re.escape(part) for part in pattern.split("*"))
         _CACHE[pattern] = re.compile(rf"{body}(\..*|/.*|\[.*)?")

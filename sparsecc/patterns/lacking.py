@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
+from sparsecc.axes.analysis import matches
 from sparsecc.patterns.layers import layers
 from sparsecc.patterns.nm import NM
 from sparsecc.patterns.present import magnitudes
@@ -42,6 +43,8 @@ def without_gain(subject: Subject, gaining: Mapping[str, str]) -> dict[str, str]
         names.setdefault(name, []).append(alias)
     found: dict[str, str] = {}
     for layer in layers(subject.analysis):
+        if layer.why:
+            continue
         why = [gaining.get(name, _UNREAD) for name in (layer.weight, *names.get(layer.weight, ()))]
         if all(why):
             found[layer.weight] = next((reason for reason in why if reason != _UNREAD), _UNREAD)
@@ -49,6 +52,12 @@ def without_gain(subject: Subject, gaining: Mapping[str, str]) -> dict[str, str]
 
 
 _UNREAD = "none of its products reads it as it is stored"
+
+
+def excluded(without: Collection[str], names: Collection[str]) -> tuple[str, ...]:
+    """Name patterns of the first that match none of the others of all ``names``."""
+    others = [name for name in names if name not in without]
+    return tuple(w if not any(matches(n, (w,)) for n in others) else f"={w}" for w in without)
 
 
 def spared(report: Report, without: Mapping[str, str], pattern: str) -> Report:

@@ -223,4 +223,5 @@ def _line(analysis: Analysis, row: _Row, whole: int, found: Mapping[Any, float])
         tuple(t.count for t in row.trials),
         tuple(found[t.key] for t in row.trials),
         row.why if not row.trials else "",
+        group.multiple,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -37,6 +38,7 @@ class Line:
     removed: tuple[int, ...]
     rises: tuple[float, ...]
     why: str = ""
+    multiple: int = 1
 
     def rise(self, count: float) -> float:
         """For ``count`` positions removed: what was measured, and straight lines between."""
@@ -45,12 +47,11 @@ class Line:
     def counts(self, multiple_of: int, min_keep: int) -> list[int]:
         """How many positions may go, of those in question; 0 is among them."""
         most = max(self.removed, default=0)
-        step = max(multiple_of, -(-most // _OFFERED))
+        whole = math.lcm(multiple_of, self.multiple)
+        step = max(whole, -(-most // _OFFERED))
         asked = {*range(0, most + 1, step), *self.removed}
         kept = {
-            keep_count(
-                self.size, count / self.size, multiple_of=multiple_of, min_keep=max(min_keep, self.least)
-            )
+            keep_count(self.size, count / self.size, multiple_of=whole, min_keep=max(min_keep, self.least))
             for count in asked
         }
         return sorted({self.size - k for k in kept} | {0})
@@ -167,10 +168,11 @@ class Sensitivity:
 
 def _sound(line: Line) -> bool:
     """Whether the figures of a line can be those of a group."""
-    numbers = (line.size, line.least, line.parameters, *line.removed)
+    numbers = (line.size, line.least, line.multiple, line.parameters, *line.removed)
     return (
         all(isinstance(n, int) and not isinstance(n, bool) for n in numbers)
         and line.size > 0
+        and line.multiple > 0
         and line.parameters >= 0
         and all(0 < count <= line.size for count in line.removed)
         and len(line.removed) == len(line.rises)
