@@ -27,7 +27,7 @@ class Two(nn.Module):
 
 class Asks(Two):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.both(x) if len(x) == 1 else self.b(self.a(x))
+        return self.both(x) if x.shape[0] == 1 else self.b(self.a(x))
 
 
 class Squeezes(Two):
@@ -112,3 +112,12 @@ def test_a_batch_that_is_walked_through_is_refused_in_other_sizes(batch: int) ->
     assert compiled(torch.randn(batch, 16)).shape == (batch, 8)
     with pytest.raises(InvalidOption, match="does not fit"):
         compiled(torch.randn(batch + 1, 16))
+
+
+@pytest.mark.parametrize("kind", [Asks, Drops])
+def test_larger_examples_tell_that_one_was_not_captured(kind: type[Two]) -> None:
+    model, x = kind().eval(), torch.randn(4, 16)
+    result = sparsecc.prune(model, (x,), recipe="ChannelPruning(sparsity=0.01)")
+    assert any("which was not captured: give it two at least" in note for note in result.report.notes)
+    plain = sparsecc.prune(Counts().eval(), (x,), sparsity=0.5)
+    assert not any("batch of one" in note for note in plain.report.notes)

@@ -90,6 +90,14 @@ def _timed(model: torch.nn.Module | ExportedProgram, arguments: Arguments) -> It
 _ROUGHLY = 0.25
 
 
+_DIFFERS = "it treats a batch of one differently"
+
+
+def _first(x: Any) -> Any:
+    """The first of a batch."""
+    return x[:1] if isinstance(x, torch.Tensor) and x.dim() else x
+
+
 class TorchSubject(Subject):
     """An nn.Module, GraphModule or ExportedProgram after capture."""
 
@@ -98,10 +106,19 @@ class TorchSubject(Subject):
     def __init__(self, model: Any, example_inputs: Any = None, *, dynamic_shapes: Any = None) -> None:
         self.given = model
         self.program = capture(model, example_inputs, dynamic_shapes=dynamic_shapes)
-        if self.program.doubled and not holds_for_one(self.program, *split_inputs(example_inputs)):
-            self.program = capture(model, example_inputs, static="it treats a batch of one differently")
+        if self.program.automatic and not holds_for_one(self.program, *self._batch_of_one()):
+            if self.program.doubled:
+                self.program = capture(model, example_inputs, static=_DIFFERS)
+            else:
+                self.program.notes.append(f"{_DIFFERS}, which was not captured: give it two at least")
         self.notes = list(self.program.notes)
         self._held = False
+
+    def _batch_of_one(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The first of the example's batch."""
+        given = (self.program.args, self.program.kwargs)
+        first: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_map(_first, given)
+        return first
 
     @cached_property
     def view(self) -> View:
@@ -128,9 +145,7 @@ class TorchSubject(Subject):
     def example(self) -> list[Any]:
         """The example inputs; a batch of one, which is captured as two, is one again."""
         inputs, _ = self.inputs(0, 0)
-        if not self.program.doubled:
-            return inputs
-        return [x[:1] if isinstance(x, torch.Tensor) and x.dim() else x for x in inputs]
+        return [_first(x) for x in inputs] if self.program.doubled else inputs
 
     def hold_integers(self) -> bool:
         """Let ``inputs`` take integers from the example alone."""
