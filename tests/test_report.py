@@ -167,3 +167,21 @@ def test_that_nothing_was_removed_is_said(recipe: str, why: str) -> None:
     alone = sparsecc.prune(nn.Linear(8, 4).eval(), x, sparsity=0.5).report.notes
     assert any("nothing was removed: no position can go, see the frozen axes" in n for n in alone)
     assert not any("nothing was removed" in n for n in sparsecc.prune(net, x).report.notes)
+
+
+class Picks(nn.Module):
+    """Rows that data choose go through a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 16), nn.Linear(16, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = torch.nonzero(x[:, 0] > -9)[:, 0]
+        return self.last(torch.relu(self.first(x[rows])))  # type: ignore[no-any-return]
+
+
+def test_sizes_that_data_decide_are_told() -> None:
+    """How many rows there will be nobody knows: the count is for a number that stands for theirs."""
+    notes = sparsecc.prune(Picks().eval(), (torch.randn(3, 8),), sparsity=0.5).report.notes
+    assert any("sizes depend on data (from 'nonzero' on)" in note for note in notes)

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch.export import Dim, ExportedProgram
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.utils import _pytree as pytree
 
 from sparsecc.errors import InvalidOption, UnsupportedModel
@@ -383,6 +384,12 @@ def _program(exported: ExportedProgram, module: torch.nn.Module | None, notes: l
             strict=True,
         )
     )
+    source = next((n.name for n in exported.graph.nodes if _data_decide(n.meta.get("val"))), None)
+    if source is not None:
+        notes.append(
+            f"sizes depend on data (from {source!r} on): multiply-adds behind them are counted for sizes "
+            "that stand for theirs"
+        )
     return Program(
         graph=owner.graph,
         owner=owner,
@@ -398,6 +405,12 @@ def _program(exported: ExportedProgram, module: torch.nn.Module | None, notes: l
         module=module,
         notes=notes,
     )
+
+
+def _data_decide(value: Any) -> bool:
+    """Whether a size of a value is known only when the model runs on data."""
+    sizes = value.shape if isinstance(value, torch.Tensor) else ()
+    return any(isinstance(size, torch.SymInt) and free_unbacked_symbols(size) for size in sizes)
 
 
 def _refuse_vmap(graph: torch.fx.Graph) -> None:
