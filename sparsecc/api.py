@@ -308,7 +308,7 @@ def verify(
     return certify(subject, adopted, subject.kept(plan), blame=_ELSEWHERE)
 
 
-_ELSEWHERE = "Give what was made from this very model, and the plan that made it"
+_ELSEWHERE = "give what was made from this very model, and the plan that made it"
 
 
 @within_memory()
@@ -345,8 +345,10 @@ def compile(
     """
     import torch
 
-    resolve(target, options)  # an unknown target is an error before anything is captured
+    _, spec = resolve(target, options)  # an unknown target is an error before anything is captured
     passes = None if recipe is None else steps(recipe, known())
+    if passes is None and spec.pattern is not None:
+        NMPattern(pattern=spec.pattern)  # and so is a pattern that is none
     chosen = criterion(saliency)
     build = partial(
         _build,

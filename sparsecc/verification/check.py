@@ -28,7 +28,7 @@ RUNS: tuple[tuple[int, int], ...] = ((0, 0), (1, 1), (2, 0))
 
 #: of a result that does not run, where it was made here
 _OURS = (
-    "Nothing was written. This is a defect of sparsecc or of a rule that was added: report it with the model"
+    "nothing was written. This is a defect of sparsecc or of a rule that was added: report it with the model"
 )
 
 
@@ -111,7 +111,7 @@ def _ran(applied: Applied, inputs: Any, dtype: torch.dtype | None, blame: str) -
     except (RuntimeError, ValueError, IndexError) as error:
         first = str(error).strip().split("\n")[0]
         raise VerificationFailed(
-            f"the result does not run: {type(error).__name__}: {first}. {blame}"
+            f"the result does not run: {type(error).__name__}: {first}; {blame}"
         ) from error
 
 
