@@ -71,6 +71,14 @@ class Counts(Two):
         return self.both(x)
 
 
+class Replaces(Two):
+    """Puts another buffer in the place of its own."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.calls = self.calls + 1
+        return self.both(x)
+
+
 class Draws(Two):
     """Gives something else every time: nothing can be told."""
 
@@ -96,7 +104,7 @@ def test_what_asks_for_the_batch_keeps_it(kind: type[Two], target: str) -> None:
         compiled(torch.cat([x, x, x]))
 
 
-@pytest.mark.parametrize("kind", [Scales, Counts, Draws])
+@pytest.mark.parametrize("kind", [Scales, Counts, Replaces, Draws])
 def test_other_models_take_any_batch(kind: type[Two]) -> None:
     model, x = kind().eval(), torch.randn(kind.shape)
     result = sparsecc.prune(model, (x,), sparsity=0.5, verify=kind is not Draws)

@@ -55,14 +55,19 @@ def _same_rank(node: Node, default: Default, env: Mapping[Node, Any]) -> Any:
 
 @contextlib.contextmanager
 def _buffers_kept(module: torch.nn.Module) -> Iterator[None]:
-    """What a forward pass writes into buffers is taken back."""
-    kept = [(buffer, buffer.clone()) for buffer in module.buffers()]
+    """What a forward pass writes into buffers, or puts in their place, is taken back."""
+    kept = [
+        (owner, name, buffer, None if buffer is None else buffer.clone())
+        for owner in module.modules()
+        for name, buffer in owner._buffers.items()
+    ]
     try:
         yield
     finally:
         with torch.no_grad():
-            for buffer, before in kept:
-                if not torch.equal(buffer, before):
+            for owner, name, buffer, before in kept:
+                owner._buffers[name] = buffer
+                if buffer is not None and before is not None and not torch.equal(buffer, before):
                     buffer.copy_(before)
 
 
