@@ -110,6 +110,9 @@ def test_other_models_take_any_batch(kind: type[Two]) -> None:
     result = sparsecc.prune(model, (x,), sparsity=0.5, verify=kind is not Draws)
     assert not any("static sizes" in note for note in result.report.notes)
     assert int(model.calls) == 0, "what runs of the model wrote is taken back"
+    state = torch.random.get_rng_state()
+    sparsecc.analyze(model, (x,))
+    assert torch.equal(torch.random.get_rng_state(), state)
     assert result.model(torch.randn(3, 16)).shape == (3, 8)
 
 
@@ -129,3 +132,10 @@ def test_larger_examples_tell_that_one_was_not_captured(kind: type[Two]) -> None
     assert any("which was not captured: give it two at least" in note for note in result.report.notes)
     plain = sparsecc.prune(Counts().eval(), (x,), sparsity=0.5)
     assert not any("batch of one" in note for note in plain.report.notes)
+
+
+def test_nothing_is_run_on_the_meta_device() -> None:
+    with torch.device("meta"):
+        for model in (Scales().eval(), nn.ReLU()):
+            analysis = sparsecc.analyze(model, (torch.randn(1, 16),))
+            assert any(value.is_dynamic(0) for value in analysis.view.inputs)

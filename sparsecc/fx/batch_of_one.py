@@ -29,19 +29,27 @@ def holds_for_one(program: Program, args: tuple[Any, ...], kwargs: dict[str, Any
     True as well where nothing can be told: on the meta device, of models that give something else every time.
     """
     assert program.module is not None
-    if any(weight.is_meta for weight in program.weights.values()):
+    tensors = [
+        x for x in (*program.weights.values(), *_leaves((args, kwargs))) if isinstance(x, torch.Tensor)
+    ]
+    if any(tensor.is_meta for tensor in tensors):
         return True
     try:
-        found = ProgramRunner(program).run(program.flat_inputs(args, kwargs), hook=_same_rank)[0]
-        with evaluating(program.module), torch.no_grad(), _buffers_kept(program.module):
-            wanted = _leaves(program.module(*args, **kwargs))
-            if _alike(found, wanted):
-                return True
-            return not _alike(wanted, _leaves(program.module(*args, **kwargs)))
+        with torch.random.fork_rng(()):
+            return _holds(program, program.module, args, kwargs)
     except Exception as error:  # whatever the model's own code raises
         if out_of_memory(error):
             raise
         return False
+
+
+def _holds(program: Program, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    found = ProgramRunner(program).run(program.flat_inputs(args, kwargs), hook=_same_rank)[0]
+    with evaluating(module), torch.no_grad(), _buffers_kept(module):
+        wanted = _leaves(module(*args, **kwargs))
+        if _alike(found, wanted):
+            return True
+        return not _alike(wanted, _leaves(module(*args, **kwargs)))
 
 
 def _same_rank(node: Node, default: Default, env: Mapping[Node, Any]) -> Any:
