@@ -66,9 +66,7 @@ def require(device: torch.device | None = None) -> None:
         )
 
 
-def takes(
-    out: int, k: int, dtype: str, *, convolution: bool, device: torch.device | None = None
-) -> bool:
+def takes(out: int, k: int, dtype: str, *, convolution: bool, device: torch.device | None = None) -> bool:
     """Whether PyTorch gives a layer of these sizes to cuSPARSELt, and that may be tried on a GPU.
 
     ``device`` is the current one if it is None.

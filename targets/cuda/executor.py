@@ -52,9 +52,9 @@ class TorchExecutor(Executor):
             cusparselt.require(self.device)
             if sparse and not prefer(file, engine, self.device):
                 raise TargetUnavailable(
-                    f"engine {engine!r} takes none of the artifact's {len(sparse)} sparse products on this GPU: "
-                    "it multiplies in fp16 (not on Hopper) and bf16, no convolutions, sizes that are multiples "
-                    "of 16; load the artifact without it"
+                    f"engine {engine!r} takes none of the artifact's {len(sparse)} sparse products on this "
+                    "GPU: it multiplies in fp16 (not on Hopper) and bf16, no convolutions, sizes that are "
+                    "multiples of 16; load the artifact without it"
                 )
         self._placed: Placed | None = None
         if self.device.type == "cuda" and not Runner(file, cache=False).program.bodies:
@@ -78,7 +78,8 @@ class TorchExecutor(Executor):
         """Outputs by their names in the graph, for inputs by theirs; on the CPU where all inputs are."""
         found = self._run(feeds)
         there = all(value.device.type == "cpu" for value in feeds.values())
-        return {name: moved(found[name], torch.device("cpu")) if there else found[name] for name in self._outputs}
+        outputs = {name: found[name] for name in self._outputs}
+        return {n: moved(value, torch.device("cpu")) for n, value in outputs.items()} if there else outputs
 
     def alone(
         self, feeds: Mapping[str, torch.Tensor], values: Mapping[str, torch.Tensor]

@@ -61,11 +61,7 @@ class Placed:
         constants = ((n, found.constant(n)) for n in found.program.constants if n not in here)
         self.runner = Runner(
             file,
-            weights={
-                name: value.to(device)
-                for name, value in constants
-                if isinstance(value, torch.Tensor)
-            },
+            weights={name: value.to(device) for name, value in constants if isinstance(value, torch.Tensor)},
         )
         self._sizes = self.runner.sizes
         self._there: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -123,9 +119,7 @@ def _numbers_of(program: Program) -> Iterator[str]:
                 yield name
 
 
-def _hooked(
-    hook: Hook, node: NodeProto, index: int, default: Default, values: list[Any]
-) -> tuple[Any, ...]:
+def _hooked(hook: Hook, node: NodeProto, index: int, default: Default, values: list[Any]) -> tuple[Any, ...]:
     return hook(node, index, values, default)
 
 

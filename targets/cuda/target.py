@@ -148,7 +148,8 @@ class _Cuda(Target):
         layers = find_layers(file, infer(file, dims_of(file, sizes)), spec.dtype, supposed=True)
         found: dict[str, str] = {}
         for choice in self._choices(layers, spec):
-            why = "" if choice.sparse else f"{choice.why}; choose=always: anyway" if choice.expected else choice.why
+            anyway = "; choose=always: anyway" if choice.expected else ""
+            why = "" if choice.sparse else choice.why + anyway
             found[choice.weight] = why and found.get(choice.weight, why)
         return found
 
@@ -191,7 +192,11 @@ def _named(layer: Layer, choice: Choice, names: Sequence[str], dtype: str | None
     """Names of kernels in the graph: where one was measured to be the fastest, with the rows of that."""
     from sparsecc.targets.cuda.plan_kernels import element_of, made
 
-    if not choice.tile or choice.tile in ENGINES or made(choice.tile, layer, element_of(layer, dtype)) is None:
+    if (
+        not choice.tile
+        or choice.tile in ENGINES
+        or made(choice.tile, layer, element_of(layer, dtype)) is None
+    ):
         return list(names)
     return [f"{names[0]}@{layer.rows}", *names[1:]]
 
