@@ -30,6 +30,7 @@ from rich.progress import track
 from torch import Tensor
 from torch.nn import functional as F
 
+from benchmarks.cuda_graphs import microseconds
 from sparsecc.errors import InvalidOption
 from sparsecc.targets.cuda import cusparselt
 from sparsecc.targets.cuda.config import KernelConfig
@@ -250,16 +251,6 @@ def graph_of(steps: Steps) -> tuple[torch.cuda.CUDAGraph, int]:
             for step in steps:
                 step()
     return graph, turns * len(steps)
-
-
-def microseconds(graph: torch.cuda.CUDAGraph, count: int) -> float:
-    """The time of one product of a graph."""
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    graph.replay()
-    end.record()
-    end.synchronize()
-    return 1000.0 * float(start.elapsed_time(end)) / count
 
 
 def _safe(dtype: str) -> bool:

@@ -21,6 +21,8 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.cuda_graphs import captured, microseconds
+
 WIDTH, INNER, HEADS, GROUPS, LAYERS = 2048, 8192, 32, 8, 2
 TOKENS = (1, 16, 128, 1024)
 TARGET = "sm90-2:4-bf16"
@@ -75,30 +77,6 @@ def model(tokens: int) -> nn.Module:
     return nn.Sequential(*(Layer(tokens) for _ in range(LAYERS))).to(torch.bfloat16).eval()
 
 
-def graph_of(function: Callable[[], object]) -> torch.cuda.CUDAGraph:
-    """Some calls of a function as one graph."""
-    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            function()
-    torch.cuda.current_stream().wait_stream(stream)
-    with torch.cuda.graph(graph):
-        for _ in range(_CALLS):
-            function()
-    return graph
-
-
-def microseconds(graph: torch.cuda.CUDAGraph) -> float:
-    """The time of one call."""
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    graph.replay()
-    end.record()
-    end.synchronize()
-    return 1000.0 * float(start.elapsed_time(end)) / _CALLS
-
-
 def compiled(tokens: int, *, verify: bool = True) -> Any:
     """The artifact for a number of tokens."""
     import sparsecc
@@ -123,11 +101,11 @@ def measured(tokens: int, console: Console) -> list[str]:
             "torch.compile": lambda: fused(x),
             "artifact": lambda: executor.run_named({name: x}),
         }
-        graphs = {word: graph_of(call) for word, call in calls.items()}
+        graphs = {word: captured(call, _CALLS) for word, call in calls.items()}
         seen: dict[str, list[float]] = {word: [] for word in graphs}
         for _ in range(_TURNS):
             for word, graph in graphs.items():
-                seen[word].append(microseconds(graph))
+                seen[word].append(microseconds(graph, _CALLS))
     medians = {word: statistics.median(times) for word, times in seen.items()}
     from sparsecc.targets.cuda.listing import layers_of
 

@@ -28,6 +28,7 @@ from torch.nn import functional as F
 from benchmarks.accuracy.calibration import fashion
 from benchmarks.accuracy.peer import EXAMPLE, flops, torch_pruned
 from benchmarks.accuracy.store import load, save
+from benchmarks.cuda_graphs import captured
 from benchmarks.datasets import fashion_mnist
 from benchmarks.resnet20 import ResNet20, count_correct, load_resnet20
 from benchmarks.train_fashion import augment, autocast
@@ -223,14 +224,7 @@ def gradients(
 def _graph(model: nn.Module, function: Callable[[], None]) -> Callable[[], None]:
     """A function as a CUDA graph; what trying it out does to the buffers is undone."""
     kept = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    stream, graph = torch.cuda.Stream(), torch.cuda.CUDAGraph()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            function()
-    torch.cuda.current_stream().wait_stream(stream)
-    with torch.cuda.graph(graph):
-        function()
+    graph = captured(function)
     with torch.no_grad():
         for name, buffer in model.named_buffers():
             buffer.copy_(kept[name])
