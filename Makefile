@@ -18,6 +18,10 @@ BENCH := $(VENV)/.installed-bench
 PEERS := $(VENV)/.installed-peers
 PIP   := PIP_DISABLE_PIP_VERSION_CHECK=1 $(BIN)/python -m pip install -qq $(PIP_FLAGS) -c $(PINS)
 
+# What to do where pip takes the CUDA build of PyTorch, whose own compiler is older than the pinned one.
+CPU_HINT := set-up failed; if a conflict with cuda-toolkit was reported, take the CPU build of PyTorch: \
+	make PIP_FLAGS='--extra-index-url INDEX' ..., with the index of its CPU wheels (see the README)
+
 # One thread a process: tests run in $(JOBS) processes, and scores do not depend on the machine.
 export OMP_NUM_THREADS ?= 1
 
@@ -38,7 +42,7 @@ $(BIN)/python:
 
 $(DEV): pyproject.toml $(PINS) | $(BIN)/python
 	@echo "setting up $(VENV) (once; some minutes) ..."
-	$(PIP) -e '.[dev,gs,cuda,tensorrt-rtx,torchao,zoo]'
+	$(PIP) -e '.[dev,gs,cuda,tensorrt-rtx,torchao,zoo]' || { echo "$(CPU_HINT)"; exit 1; }
 	@touch $@
 
 $(BENCH): $(DEV)
